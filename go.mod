@@ -3,8 +3,8 @@ module github.com/keyturn/keyturn
 go 1.26.8
 
 require (
-	c2sp.org/CCTV/age v0.0.0-20251208015420-e9274a7bdbfd
-	filippo.io/age v1.3.1
+	c2sp.org/CCTV/age v0.0.0-20260829155415-4448f2097b2d
+	filippo.io/age v1.3.2
 	filippo.io/edwards25519 v1.2.0
 	github.com/cloudflare/circl v1.6.5
 	github.com/go-json-experiment/json v1.27.2
