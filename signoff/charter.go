@@ -1,0 +1,275 @@
+package signoff
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/signoff/dsse"
+)
+
+// A Charter is the genesis of a cluster. The digest of its payload is the one
+// trust anchor: whoever holds it can check everything else.
+type Charter struct {
+	Name        string `json:"name"`        // of the cluster; the log's origin line
+	Format      int    `json:"format"`      // highest document format level in use
+	Development bool   `json:"development"` // software keys and emulated TPMs are accepted, and marked
+	Created     int64  `json:"created"`     // Unix seconds; the fold's time begins here
+
+	People    []Person `json:"people"`
+	Threshold int      `json:"threshold"` // t: people's shares that open an object
+
+	Notaries []Notary `json:"notaries"`
+	Faults   int      `json:"faults"` // f: notaries that may be hostile
+
+	Log          PublicKey     `json:"log"` // Ed25519, signs checkpoints
+	Coordinators []Coordinator `json:"coordinators"`
+
+	Policy string `json:"policy"` // YAML, verbatim; see package policy
+
+	// EKRoots are the certificates (DER) that endorsement-key certificates
+	// of nodes must chain to; BootPolicy is the ceremony-witnessed P-256 key
+	// that signs which boots may use a node's storage key; References are the
+	// reference values nodes are appraised against, each a JSON set as
+	// package attest reads it.
+	EKRoots    [][]byte   `json:"ekRoots"`
+	BootPolicy *PublicKey `json:"bootPolicy"`
+	References []string   `json:"references"`
+}
+
+// A Person is one human with one vote. Signing and Exchange are two distinct
+// keys of the person's token.
+type Person struct {
+	Name         string    `json:"name"`
+	Organisation string    `json:"organisation"`
+	Roles        []string  `json:"roles"`
+	Signing      PublicKey `json:"signing"`  // P-256, signs decisions
+	Exchange     PublicKey `json:"exchange"` // P-256, receives shares
+}
+
+// ID names the person: the fingerprint of the signing key.
+func (p Person) ID() Digest { return p.Signing.Fingerprint() }
+
+// A Notary is one independent host. Its index in FROST and in the machines'
+// factor is its place in the charter's list, from 1.
+type Notary struct {
+	Name         string    `json:"name"`
+	Organisation string    `json:"organisation"`
+	Signing      PublicKey `json:"signing"`  // P-256, signs documents
+	Exchange     PublicKey `json:"exchange"` // P-256, receives shares
+	Witness      PublicKey `json:"witness"`  // Ed25519, cosigns checkpoints
+}
+
+// ID names the notary: the fingerprint of the signing key.
+func (n Notary) ID() Digest { return n.Signing.Fingerprint() }
+
+// A Coordinator is an address at which the log is served. TLS is the
+// fingerprint of the key it must show; its certificate's dates play no part.
+type Coordinator struct {
+	URL string `json:"url"`
+	TLS Digest `json:"tls"`
+}
+
+// Kind is KindCharter.
+func (c *Charter) Kind() Kind { return KindCharter }
+
+// Cluster is zero: a charter belongs to nothing.
+func (c *Charter) Cluster() Digest { return Digest{} }
+
+func (c *Charter) subjects() []dsse.Subject {
+	return []dsse.Subject{dsse.About("policy", dsse.Sum("keyturn/policy/v1", []byte(c.Policy)))}
+}
+
+// Quorum is q = ⌊(n+f)/2⌋ + 1: the notaries that make something final.
+func (c *Charter) Quorum() int { return (len(c.Notaries)+c.Faults)/2 + 1 }
+
+// Bounds of a charter.
+const (
+	MaxPeople       = 64
+	MaxNotaries     = 31
+	MaxCoordinators = 16
+	MaxPolicy       = 16 << 10
+	MaxReferences   = 16
+)
+
+// Validate checks names, numbers and keys. Two parties sharing any key, or a
+// key in two roles, is refused.
+func (c *Charter) Validate() error {
+	if err := CheckName("name", c.Name); err != nil {
+		return err
+	}
+	if c.Format != FormatLevel {
+		return fmt.Errorf("format level %d, this program knows %d", c.Format, FormatLevel)
+	}
+	if c.Created <= 0 {
+		return missing("created")
+	}
+	if c.Policy == "" || len(c.Policy) > MaxPolicy {
+		return fmt.Errorf("policy of %d bytes, want 1 to %d", len(c.Policy), MaxPolicy)
+	}
+	if len(c.References) > MaxReferences {
+		return fmt.Errorf("%d reference sets, at most %d", len(c.References), MaxReferences)
+	}
+	if n := len(c.Coordinators); n == 0 || n > MaxCoordinators {
+		return fmt.Errorf("%d coordinators, want 1 to %d", n, MaxCoordinators)
+	}
+	for _, co := range c.Coordinators {
+		if co.URL == "" || co.TLS.IsZero() {
+			return errors.New("a coordinator without address or TLS key")
+		}
+	}
+	seen := keySet{}
+	if err := c.checkPeople(seen); err != nil {
+		return err
+	}
+	if err := c.checkNotaries(seen); err != nil {
+		return err
+	}
+	if err := c.Log.check("log key", !c.Development, hsm.ClassAttested, hsm.ClassWitnessed, hsm.ClassSealed); err != nil {
+		return err
+	}
+	if _, err := c.Log.Ed25519(); err != nil {
+		return err
+	}
+	if c.BootPolicy != nil {
+		if err := c.BootPolicy.check("boot policy key", !c.Development, hsm.ClassAttested, hsm.ClassWitnessed); err != nil {
+			return err
+		}
+		if err := seen.add("boot policy key", *c.BootPolicy); err != nil {
+			return err
+		}
+	}
+	return seen.add("log key", c.Log)
+}
+
+func (c *Charter) checkPeople(seen keySet) error {
+	n := len(c.People)
+	if n == 0 || n > MaxPeople {
+		return fmt.Errorf("%d people, want 1 to %d", n, MaxPeople)
+	}
+	if c.Threshold < 2 || c.Threshold > n {
+		return fmt.Errorf("people's threshold %d of %d, want at least 2 and at most all", c.Threshold, n)
+	}
+	names := map[string]bool{}
+	for _, p := range c.People {
+		if err := errors.Join(CheckName("person", p.Name), CheckName("organisation", p.Organisation)); err != nil {
+			return err
+		}
+		if names[p.Name] {
+			return fmt.Errorf("two people are named %q", p.Name)
+		}
+		names[p.Name] = true
+		if err := checkRoles(p); err != nil {
+			return err
+		}
+		for _, k := range []struct {
+			use string
+			key PublicKey
+		}{{"signing key", p.Signing}, {"exchange key", p.Exchange}} {
+			field := p.Name + "'s " + k.use
+			if err := k.key.check(field, !c.Development, hsm.ClassAttested, hsm.ClassWitnessed); err != nil {
+				return err
+			}
+			if _, err := k.key.ECDH(); err != nil {
+				return fmt.Errorf("%s: %w", field, err)
+			}
+			if err := seen.add(field, k.key); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func checkRoles(p Person) error {
+	if len(p.Roles) == 0 || len(p.Roles) > 16 {
+		return fmt.Errorf("%s has %d roles, want 1 to 16", p.Name, len(p.Roles))
+	}
+	roles := map[string]bool{}
+	for _, r := range p.Roles {
+		if err := CheckName("role", r); err != nil {
+			return err
+		}
+		if roles[r] {
+			return fmt.Errorf("%s has the role %q twice", p.Name, r)
+		}
+		roles[r] = true
+	}
+	return nil
+}
+
+func (c *Charter) checkNotaries(seen keySet) error {
+	n := len(c.Notaries)
+	if n > MaxNotaries {
+		return fmt.Errorf("%d notaries, at most %d", n, MaxNotaries)
+	}
+	if c.Faults < 1 || n < 3*c.Faults+1 {
+		return fmt.Errorf("%d notaries with %d hostile: want at least one hostile and n ≥ 3f+1 (4 for 1, 7 for 2, 13 for 4)", n, c.Faults)
+	}
+	names := map[string]bool{}
+	for _, y := range c.Notaries {
+		if err := errors.Join(CheckName("notary", y.Name), CheckName("organisation", y.Organisation)); err != nil {
+			return err
+		}
+		if names[y.Name] {
+			return fmt.Errorf("two notaries are named %q", y.Name)
+		}
+		names[y.Name] = true
+		for _, k := range []struct {
+			use string
+			key PublicKey
+		}{{"signing key", y.Signing}, {"exchange key", y.Exchange}, {"witness key", y.Witness}} {
+			field := "notary " + y.Name + "'s " + k.use
+			if err := k.key.check(field, !c.Development, hsm.ClassAttested, hsm.ClassWitnessed, hsm.ClassSealed); err != nil {
+				return err
+			}
+			if err := seen.add(field, k.key); err != nil {
+				return err
+			}
+		}
+		if _, err := y.Witness.Ed25519(); err != nil {
+			return fmt.Errorf("notary %s's witness key: %w", y.Name, err)
+		}
+		if _, err := y.Exchange.ECDH(); err != nil {
+			return fmt.Errorf("notary %s's exchange key: %w", y.Name, err)
+		}
+	}
+	return nil
+}
+
+type keySet map[Digest]string
+
+// add refuses a key already seen in another place.
+func (s keySet) add(field string, k PublicKey) error {
+	fp := k.Fingerprint()
+	if other, ok := s[fp]; ok {
+		return fmt.Errorf("%s is the same key as %s", field, other)
+	}
+	s[fp] = field
+	return nil
+}
+
+// An Acceptance is a founding approver's signature under the charter. A
+// charter is in force once every person in it has accepted it.
+type Acceptance struct {
+	Charter Digest `json:"charter"`
+	Person  Digest `json:"person"`
+}
+
+// Kind is KindAcceptance.
+func (a *Acceptance) Kind() Kind { return KindAcceptance }
+
+// Cluster is the charter accepted.
+func (a *Acceptance) Cluster() Digest { return a.Charter }
+
+func (a *Acceptance) subjects() []dsse.Subject {
+	return []dsse.Subject{dsse.About("charter", a.Charter)}
+}
+
+// Validate refuses an acceptance by nobody.
+func (a *Acceptance) Validate() error {
+	if a.Person.IsZero() {
+		return missing("person")
+	}
+	return nil
+}

@@ -1,0 +1,179 @@
+// Package dsse is the ground floor of every signed document: an in-toto
+// Statement v1 inside a DSSE envelope with exactly one signature, written as
+// a one-line sigstore bundle v0.3.
+//
+// A document's identity is the SHA-256 of its payload, not of its signature:
+// ECDSA signatures can be altered without the key, payloads cannot. The
+// payload is kept and verified verbatim; nothing is ever signed over bytes
+// that were parsed and written again.
+//
+// Parsing is strict. A line must be byte for byte what Line would write, and
+// unknown, duplicate or case-folded members are refused, so two readers can
+// never see two documents in one line.
+//
+// Sources: DSSE v1 (secure-systems-lab/dsse, protocol.md), in-toto
+// attestation Statement v1, sigstore protobuf-specs bundle v0.3.
+package dsse
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/keyturn/keyturn/hsm"
+)
+
+// PayloadType is the DSSE payload type of every keyturn document.
+const PayloadType = "application/vnd.in-toto+json"
+
+// MediaType names the bundle format: sigstore bundle v0.3.
+const MediaType = "application/vnd.dev.sigstore.bundle.v0.3+json"
+
+// StatementType is the in-toto statement type of every payload.
+const StatementType = "https://in-toto.io/Statement/v1"
+
+// An Envelope is one signed document. Hint is the SHA-256 of the signer's
+// SPKI; it says which key to try and is not itself signed.
+type Envelope struct {
+	Payload []byte
+	Sig     []byte
+	Hint    Digest
+}
+
+// PAE is DSSE's pre-authentication encoding of a payload: the exact bytes a
+// document's signature covers (DSSE protocol.md, "Signature Definition").
+func PAE(payload []byte) []byte {
+	out := []byte("DSSEv1 " + strconv.Itoa(len(PayloadType)) + " " + PayloadType + " " + strconv.Itoa(len(payload)) + " ")
+	return append(out, payload...)
+}
+
+// bundle mirrors the members of a sigstore bundle that keyturn uses. A
+// "keyid" is left out on purpose: cosign refuses bundles that carry one.
+type bundle struct {
+	MediaType    string       `json:"mediaType"`
+	Verification verification `json:"verificationMaterial"`
+	Envelope     envelope     `json:"dsseEnvelope"`
+}
+
+type verification struct {
+	PublicKey publicKey `json:"publicKey"`
+}
+
+type publicKey struct {
+	Hint []byte `json:"hint"`
+}
+
+type envelope struct {
+	Payload     []byte      `json:"payload"`
+	PayloadType string      `json:"payloadType"`
+	Signatures  []signature `json:"signatures"`
+}
+
+type signature struct {
+	Sig []byte `json:"sig"`
+}
+
+// Parse reads one bundle line without its newline. It checks form only;
+// Verify checks the signature.
+func Parse(line []byte) (*Envelope, error) {
+	if len(line) == 0 {
+		return nil, errors.New("dsse: parse bundle: empty line")
+	}
+	if len(line) > MaxLine {
+		return nil, fmt.Errorf("dsse: parse bundle: %d bytes, at most %d are allowed", len(line), MaxLine)
+	}
+	var b bundle
+	if err := Decode(line, &b); err != nil {
+		return nil, fmt.Errorf("dsse: parse bundle: %w", err)
+	}
+	if b.MediaType != MediaType {
+		return nil, fmt.Errorf("dsse: parse bundle: media type %q, want %q", b.MediaType, MediaType)
+	}
+	if b.Envelope.PayloadType != PayloadType {
+		return nil, fmt.Errorf("dsse: parse bundle: payload type %q, want %q", b.Envelope.PayloadType, PayloadType)
+	}
+	if n := len(b.Envelope.Signatures); n != 1 {
+		return nil, fmt.Errorf("dsse: parse bundle: %d signatures, want exactly 1", n)
+	}
+	e := &Envelope{Payload: b.Envelope.Payload, Sig: b.Envelope.Signatures[0].Sig}
+	if err := e.setHint(b.Verification.PublicKey.Hint); err != nil {
+		return nil, err
+	}
+	if n := len(e.Sig); n == 0 || n > MaxSignature {
+		return nil, fmt.Errorf("dsse: parse bundle: signature of %d bytes, want 1 to %d", n, MaxSignature)
+	}
+	if !bytes.Equal(e.Line(), line) {
+		return nil, errors.New("dsse: parse bundle: not in canonical form (member order, spacing or base64 differ from what keyturn writes)")
+	}
+	return e, nil
+}
+
+func (e *Envelope) setHint(hint []byte) error {
+	if len(hint) != len(e.Hint) {
+		return fmt.Errorf("dsse: parse bundle: key hint of %d bytes, want %d", len(hint), len(e.Hint))
+	}
+	copy(e.Hint[:], hint)
+	return nil
+}
+
+// Line writes the document as one bundle line, without a newline.
+func (e *Envelope) Line() []byte {
+	b64 := base64.StdEncoding.EncodeToString
+	return []byte(`{"mediaType":"` + MediaType + `","verificationMaterial":{"publicKey":{"hint":"` + b64(e.Hint[:]) +
+		`"}},"dsseEnvelope":{"payload":"` + b64(e.Payload) + `","payloadType":"` + PayloadType +
+		`","signatures":[{"sig":"` + b64(e.Sig) + `"}]}}`)
+}
+
+// Digest is the document's identity: SHA-256 of the payload.
+func (e *Envelope) Digest() Digest { return sha256.Sum256(e.Payload) }
+
+// Sign makes a document of payload with k. The signature is verified before
+// it is returned.
+func Sign(ctx context.Context, k hsm.Key, payload []byte) (*Envelope, error) {
+	if len(payload) == 0 || len(payload) > MaxPayload {
+		return nil, fmt.Errorf("dsse: sign: payload of %d bytes, want 1 to %d", len(payload), MaxPayload)
+	}
+	hint, err := hsm.Fingerprint(k.Public())
+	if err != nil {
+		return nil, fmt.Errorf("dsse: sign: %w", err)
+	}
+	sig, err := hsm.SignMessage(ctx, k, PAE(payload))
+	if err != nil {
+		return nil, fmt.Errorf("dsse: sign: %w", err)
+	}
+	return &Envelope{Payload: payload, Sig: sig, Hint: hint}, nil
+}
+
+// Verify checks the signature with pub and that the hint names pub.
+func (e *Envelope) Verify(pub crypto.PublicKey) error {
+	fp, err := hsm.Fingerprint(pub)
+	if err != nil {
+		return fmt.Errorf("dsse: verify: %w", err)
+	}
+	if e.Hint != Digest(fp) {
+		return fmt.Errorf("dsse: verify: the document names key %s, not %s", e.Hint, Digest(fp))
+	}
+	if err := hsm.VerifyMessage(pub, PAE(e.Payload), e.Sig); err != nil {
+		return fmt.Errorf("dsse: verify: %w", err)
+	}
+	return nil
+}
+
+// Decode reads JSON strictly: unknown, duplicate and case-folded members,
+// invalid UTF-8 and trailing data are errors.
+func Decode(data []byte, v any) error {
+	return json.Unmarshal(data, v, json.RejectUnknownMembers(true))
+}
+
+// Encode writes JSON with map members in sorted order, so that equal values
+// give equal bytes.
+func Encode(v any) ([]byte, error) {
+	return json.Marshal(v, json.Deterministic(true))
+}
