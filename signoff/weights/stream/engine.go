@@ -1,0 +1,247 @@
+package stream
+
+import (
+	"context"
+	"crypto/cipher"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"sync"
+	"sync/atomic"
+)
+
+// maxBuffers bounds an engine's memory: 256 chunks are 16 MiB.
+const maxBuffers = 256
+
+// An Engine encrypts and decrypts bodies over several cores. It holds a fixed
+// set of chunk buffers that all its calls share, and is safe for concurrent
+// use. Make one with [NewEngine].
+type Engine struct {
+	workers int
+	buffers chan []byte
+}
+
+// NewEngine returns an engine that uses up to workers cores for one body; 0
+// means all of them. It holds two 64 KiB buffers per worker, 16 MiB at most.
+func NewEngine(workers int) *Engine {
+	if workers <= 0 {
+		workers = runtime.GOMAXPROCS(0)
+	}
+	workers = min(workers, maxBuffers/2)
+	e := &Engine{workers: workers, buffers: make(chan []byte, 2*workers)}
+	for range cap(e.buffers) {
+		e.buffers <- make([]byte, sealedChunk)
+	}
+	return e
+}
+
+// Encrypt seals size bytes of src into dst, the first chunk at offset off, and
+// gives the plaintext to sink in order (nil for none) exactly as it was
+// encrypted. It fails if src ends before size bytes; what dst then holds is
+// useless and must be sealed again under a fresh key, since the same key and
+// nonce must never see a second plaintext.
+func (e *Engine) Encrypt(ctx context.Context, dst io.WriterAt, off int64, src io.ReaderAt, size int64, key FileKey, nonce Nonce, sink io.Writer) error {
+	if size < 0 {
+		return fmt.Errorf("stream: encrypt: size %d is negative", size)
+	}
+	aead, err := payloadAEAD(key, nonce)
+	if err != nil {
+		return err
+	}
+	chunks, _ := layout(BodySize(size))
+	return e.each(ctx, chunks, func(c *chunk) error {
+		n := min(ChunkSize, size-c.index*ChunkSize)
+		plain := c.buf[:n]
+		if err := readFull(src, plain, c.index*ChunkSize); err != nil {
+			return fmt.Errorf("stream: read plaintext of chunk %d: %w", c.index, err)
+		}
+		if err := c.inTurn(func() error { return emit(sink, plain) }); err != nil {
+			return err
+		}
+		nonce := chunkNonce(c.index, c.index == chunks-1)
+		sealed := aead.Seal(plain[:0], nonce[:], plain, nil)
+		if _, err := dst.WriteAt(sealed, off+c.index*sealedChunk); err != nil {
+			return fmt.Errorf("stream: write chunk %d: %w", c.index, err)
+		}
+		return nil
+	})
+}
+
+// Decrypt opens the body of the given size at offset off of src into dst from
+// offset 0, and gives the plaintext to sink in order (nil for none). A chunk is
+// released to either only after it and every chunk before it proved authentic;
+// errors for which it did not are [ErrForged].
+//
+// Whoever holds the file key can make a body that passes: compare a digest of
+// the plaintext with a signed one before using it.
+func (e *Engine) Decrypt(ctx context.Context, dst io.WriterAt, src io.ReaderAt, off, size int64, key FileKey, nonce Nonce, sink io.Writer) error {
+	aead, err := payloadAEAD(key, nonce)
+	if err != nil {
+		return err
+	}
+	chunks, last := layout(size)
+	return e.each(ctx, chunks, func(c *chunk) error {
+		n := int64(sealedChunk)
+		if c.index == chunks-1 {
+			n = last
+		}
+		plain, err := openChunk(aead, src, off, c.index, chunks, c.buf[:n])
+		if err := c.inTurn(func() error {
+			if err != nil {
+				return err
+			}
+			return emit(sink, plain)
+		}); err != nil {
+			return err
+		}
+		if dst == nil || len(plain) == 0 {
+			return nil
+		}
+		if _, err := dst.WriteAt(plain, c.index*ChunkSize); err != nil {
+			return fmt.Errorf("stream: write plaintext of chunk %d: %w", c.index, err)
+		}
+		return nil
+	})
+}
+
+// openChunk reads and opens chunk index of chunks in place in buf.
+func openChunk(aead cipher.AEAD, src io.ReaderAt, off, index, chunks int64, buf []byte) ([]byte, error) {
+	if index == chunks-1 {
+		if err := checkLast(chunks, int64(len(buf))); err != nil {
+			return nil, fmt.Errorf("%w: %w", err, ErrForged)
+		}
+	}
+	if err := readFull(src, buf, off+index*sealedChunk); err != nil {
+		return nil, fmt.Errorf("stream: read chunk %d: %w", index, err)
+	}
+	nonce := chunkNonce(index, index == chunks-1)
+	plain, err := aead.Open(buf[:0], nonce[:], buf, nil)
+	if err != nil {
+		return nil, fmt.Errorf("chunk %d of %d: %w", index, chunks, ErrForged)
+	}
+	return plain, nil
+}
+
+// readFull reads len(p) bytes at off; a shorter source is an error.
+func readFull(r io.ReaderAt, p []byte, off int64) error {
+	n, err := r.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+func emit(w io.Writer, p []byte) error {
+	if w == nil {
+		return nil
+	}
+	_, err := w.Write(p)
+	return err
+}
+
+// A chunk is one unit of work: an index, a buffer, and its place in the queue
+// of those that take turns.
+type chunk struct {
+	index int64
+	buf   []byte
+	turns *turns
+}
+
+// inTurn runs f once every earlier chunk's inTurn has returned nil.
+func (c *chunk) inTurn(f func() error) error { return c.turns.take(c.index, f) }
+
+// each calls work for chunk 0 to n-1 from several goroutines, in no certain
+// order, and returns the first error. A goroutine takes its buffer before its
+// index, so the lowest outstanding chunk always has one and turns never stall,
+// however many calls share the buffers.
+func (e *Engine) each(ctx context.Context, n int64, work func(*chunk) error) error {
+	var next atomic.Int64
+	t := newTurns(ctx)
+	defer t.release()
+	var wg sync.WaitGroup
+	for range min(int64(e.workers), n) {
+		wg.Go(func() {
+			for t.err() == nil {
+				var buf []byte
+				select {
+				case buf = <-e.buffers:
+				case <-ctx.Done():
+					return
+				}
+				i := next.Add(1) - 1
+				if i < n {
+					t.fail(work(&chunk{index: i, buf: buf, turns: t}))
+				}
+				e.buffers <- buf
+				if i >= n {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if err := t.err(); err != nil {
+		return err
+	}
+	return ctx.Err()
+}
+
+// turns lets chunks pass one at a time in order of index, until one fails.
+type turns struct {
+	mu      sync.Mutex
+	cond    *sync.Cond
+	next    int64 // guarded by mu
+	failure error // guarded by mu
+	release func() bool
+}
+
+func newTurns(ctx context.Context) *turns {
+	t := &turns{}
+	t.cond = sync.NewCond(&t.mu)
+	t.release = context.AfterFunc(ctx, func() { t.fail(ctx.Err()) })
+	return t
+}
+
+func (t *turns) take(index int64, f func() error) error {
+	t.mu.Lock()
+	for t.failure == nil && t.next != index {
+		t.cond.Wait()
+	}
+	err := t.failure
+	t.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	// Only the goroutine whose turn it is gets here, so f needs no lock.
+	err = f()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err != nil && t.failure == nil {
+		t.failure = err
+	}
+	t.next++
+	t.cond.Broadcast()
+	return err
+}
+
+func (t *turns) fail(err error) {
+	if err == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.failure == nil {
+		t.failure = err
+	}
+	t.cond.Broadcast()
+}
+
+func (t *turns) err() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.failure
+}
