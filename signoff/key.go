@@ -102,3 +102,16 @@ func (k PublicKey) check(field string, production bool, allowed ...hsm.Class) er
 	}
 	return fmt.Errorf("%s: a production charter refuses key class %q; want one of %v", field, k.Class, allowed)
 }
+
+// P256 decodes a P-256 signing key.
+func (k PublicKey) P256() (*ecdsa.PublicKey, error) {
+	pub, err := k.Public()
+	if err != nil {
+		return nil, err
+	}
+	p, ok := pub.(*ecdsa.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("signoff: key %s: want P-256", k.Fingerprint().Short())
+	}
+	return p, nil
+}

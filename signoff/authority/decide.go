@@ -1,0 +1,257 @@
+package authority
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/keyturn/keyturn/policy"
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/dsse"
+)
+
+// A decision is one verified document at one index. decide says what it
+// changes; it never changes anything itself.
+type decision struct {
+	state     *State
+	authority *Authority
+	doc       *signoff.Signed
+	index     uint64
+	blobs     Blobs
+}
+
+func (d decision) decide() ([]change, error) {
+	s := d.state
+	if c, ok := d.doc.Doc.(*signoff.Charter); ok {
+		return d.charter(c)
+	}
+	if a, ok := d.doc.Doc.(*signoff.Acceptance); ok {
+		return d.acceptance(a)
+	}
+	if !s.InForce {
+		return nil, fmt.Errorf("the charter is not in force: %d of %d founders have accepted it", len(s.Accepted), len(s.Charter.People))
+	}
+	switch doc := d.doc.Doc.(type) {
+	case *signoff.Commitment:
+		return d.commitment(doc)
+	case *signoff.Dealing:
+		return d.dealing(doc)
+	case *signoff.Transcript:
+		return d.transcript(doc)
+	case *signoff.Tick:
+		return d.tick(doc)
+	case *signoff.Object:
+		return d.object(doc)
+	case *signoff.Deals:
+		return d.deals(doc)
+	case *signoff.Request:
+		return d.request(doc)
+	case *signoff.Approval:
+		return d.approval(doc)
+	case *signoff.Warrant:
+		return d.warrant(doc)
+	case *signoff.Activation:
+		return d.activation(doc)
+	case *signoff.Epoch:
+		return d.epoch(doc)
+	case *signoff.Claim:
+		return d.claim(doc)
+	case *signoff.Release:
+		return d.release(doc)
+	case *signoff.Receipt:
+		return d.receipt(doc)
+	case *signoff.Halt:
+		return d.halt(doc)
+	case *signoff.Recovery:
+		return d.recovery(doc)
+	}
+	return nil, fmt.Errorf("a %s is no log entry", d.doc.Doc.Kind())
+}
+
+// took records that the document took effect.
+func (d decision) took() change {
+	id, index := d.doc.Digest(), d.index
+	return change{key: "document/" + id.Hex(), value: index, put: func(s *State) { s.Documents[id] = index }}
+}
+
+// blob reads a large part and refuses an empty one.
+func (d decision) blob(digest Digest) ([]byte, error) {
+	b, err := d.blobs.Blob(digest)
+	if err != nil {
+		return nil, err
+	}
+	if len(b) == 0 {
+		return nil, fmt.Errorf("blob %s is empty", digest)
+	}
+	return b, nil
+}
+
+// saw refuses a document whose signer was shown another log.
+func (d decision) saw(seen signoff.Seen) error {
+	root, ok := d.authority.RootAt(seen.Size)
+	if !ok {
+		return fmt.Errorf("its signer saw a log of %d entries, this one has %d: keep the document, it may prove a fork", seen.Size, d.index)
+	}
+	if root != seen.Root {
+		return fmt.Errorf("its signer saw root %s at size %d, this log has %s: keep the document, it proves a fork", seen.Root, seen.Size, root)
+	}
+	return nil
+}
+
+func (d decision) charter(c *signoff.Charter) ([]change, error) {
+	compiled, err := compilePolicy(c, c.Policy)
+	if err != nil {
+		return nil, err
+	}
+	refs, err := parseReferences(c.References)
+	if err != nil {
+		return nil, err
+	}
+	signers, err := signersOf(c)
+	if err != nil {
+		return nil, err
+	}
+	return []change{{key: "charter", value: d.doc.Digest(), put: func(s *State) {
+		s.Charter, s.Time, s.LogKey, s.Policy = c, c.Created, c.Log, compiled
+		s.signers, s.references = signers, refs
+		s.Ticks = &TickRound{Round: 1, Times: map[Digest]int64{}}
+		s.Keygen = newKeygen(1)
+	}}}, nil
+}
+
+func signersOf(c *signoff.Charter) (map[Digest]signer, error) {
+	out := map[Digest]signer{}
+	for i := range c.People {
+		p := &c.People[i]
+		pub, err := p.Signing.Public()
+		if err != nil {
+			return nil, err
+		}
+		out[p.ID()] = signer{person: p, index: uint16(i + 1), public: pub}
+	}
+	for i := range c.Notaries {
+		n := &c.Notaries[i]
+		pub, err := n.Signing.Public()
+		if err != nil {
+			return nil, err
+		}
+		out[n.ID()] = signer{notary: n, index: uint16(i + 1), public: pub}
+	}
+	return out, nil
+}
+
+func (d decision) acceptance(a *signoff.Acceptance) ([]change, error) {
+	if d.state.Accepted[a.Person] {
+		return nil, errors.New("this person has already accepted the charter")
+	}
+	all := len(d.state.Accepted)+1 == len(d.state.Charter.People)
+	return []change{{key: "accepted/" + a.Person.Hex(), value: all, put: func(s *State) {
+		s.Accepted = maps.Clone(s.Accepted)
+		s.Accepted[a.Person] = true
+		s.InForce = all
+	}}}, nil
+}
+
+func (d decision) tick(t *signoff.Tick) ([]change, error) {
+	r := d.state.Ticks
+	if t.Round != r.Round {
+		return nil, fmt.Errorf("tick of round %d, round %d is being collected", t.Round, r.Round)
+	}
+	if _, ok := r.Times[t.Notary]; ok {
+		return nil, fmt.Errorf("this notary has already ticked in round %d", t.Round)
+	}
+	times := maps.Clone(r.Times)
+	times[t.Notary] = t.Time
+	next, now := &TickRound{Round: r.Round, Times: times}, d.state.Time
+	if len(times) >= d.state.Charter.Quorum() {
+		now = max(now, median(times))
+		next = &TickRound{Round: r.Round + 1, Times: map[Digest]int64{}}
+	}
+	return []change{{key: "tick", value: []any{next, now}, put: func(s *State) { s.Ticks, s.Time = next, now }}}, nil
+}
+
+// median of the times; of an even number, the lower of the two in the middle,
+// so that with q = 2f+1 or more ticks at least one honest clock is not behind.
+func median(times map[Digest]int64) int64 {
+	sorted := slices.Sorted(maps.Values(times))
+	return sorted[(len(sorted)-1)/2]
+}
+
+func (d decision) object(o *signoff.Object) ([]change, error) {
+	c := d.state.Charter
+	if o.Lockbox.People.Threshold != c.Threshold || o.Lockbox.Machines.Threshold != c.Quorum() {
+		return nil, fmt.Errorf("lockbox thresholds %d and %d, the charter says %d people and %d notaries",
+			o.Lockbox.People.Threshold, o.Lockbox.Machines.Threshold, c.Threshold, c.Quorum())
+	}
+	r := &Object{ID: d.doc.Digest(), Doc: o, Index: d.index}
+	return []change{putObject(r)}, nil
+}
+
+func putObject(r *Object) change {
+	return change{key: "object/" + r.ID.Hex(), value: r, put: func(s *State) { s.Objects[r.ID] = r }}
+}
+
+func (d decision) deals(x *signoff.Deals) ([]change, error) {
+	old, ok := d.state.Objects[x.Object]
+	if !ok {
+		return nil, fmt.Errorf("object %s is not in the log; append it first", x.Object)
+	}
+	if old.Doc.Sealer != x.Sealer {
+		return nil, fmt.Errorf("deals signed by %s, the object was sealed by %s", x.Sealer, old.Doc.Sealer)
+	}
+	if x.Epoch != old.Epoch+1 {
+		return nil, fmt.Errorf("deals of epoch %d, want %d", x.Epoch, old.Epoch+1)
+	}
+	if old.Epoch != 0 {
+		return nil, errors.New("this object's shares are dealt; dealing again needs a sign-off")
+	}
+	if _, err := d.blob(x.Blob); err != nil {
+		return nil, err
+	}
+	r := *old
+	r.Epoch, r.Deals = x.Epoch, x.Blob
+	return []change{putObject(&r)}, nil
+}
+
+// halt takes effect if the policy's halt rule is content with its one signer.
+func (d decision) halt(h *signoff.Halt) ([]change, error) {
+	rule, err := d.state.Policy.Compiled.Rule(policy.Halt)
+	if err != nil {
+		return nil, err
+	}
+	now := d.state.Time
+	res := rule.Evaluate(policy.Request{Requester: h.Person, Created: now, Expiry: now + 1},
+		[]policy.Vote{{Person: h.Person, Decision: policy.Approve, Time: now, Expiry: now + 1}}, now)
+	if !res.Satisfied {
+		return nil, fmt.Errorf("this person may not halt: %v", res.Missing)
+	}
+	r := &Halt{ID: d.doc.Digest(), Doc: h, Index: d.index}
+	return []change{putHalt(r)}, nil
+}
+
+func putHalt(r *Halt) change {
+	return change{key: "halt/" + r.ID.Hex(), value: r, put: func(s *State) { s.Halts[r.ID] = r }}
+}
+
+// compilePolicy reads a policy and compiles it for the charter's people. A
+// rule that opens objects must not be satisfiable by fewer people than their
+// lockboxes need.
+func compilePolicy(c *signoff.Charter, text string) (*PolicyRecord, error) {
+	parsed, err := policy.Parse([]byte(text))
+	if err != nil {
+		return nil, err
+	}
+	roster := policy.Roster{}
+	for _, p := range c.People {
+		roster.People = append(roster.People, policy.Person{ID: p.ID(), Name: p.Name, Organisation: p.Organisation, Roles: p.Roles, HoldsShare: true})
+	}
+	t := uint(c.Threshold)
+	compiled, err := parsed.Compile(roster, policy.Limits{MinShares: map[policy.Action]uint{
+		policy.WeightsExport: t, policy.WeightsOpen: t, policy.TrainingLaunch: t,
+	}})
+	if err != nil {
+		return nil, err
+	}
+	return &PolicyRecord{Digest: dsse.Sum("keyturn/policy/v1", []byte(text)), Compiled: compiled, Text: text}, nil
+}

@@ -1,0 +1,66 @@
+package authority
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+
+	"github.com/keyturn/keyturn/signoff"
+)
+
+// recovery replaces the log key. It must be the first entry after Base, and a
+// quorum of notaries must each have signed that Base, or a prefix of it, is
+// the last thing they cosigned and that they mean this new key. A final
+// checkpoint has a quorum of cosigners, two quorums share an honest notary,
+// and an honest notary's position is at least the last final checkpoint it
+// cosigned: so nothing final is dropped.
+func (d decision) recovery(r *signoff.Recovery) ([]change, error) {
+	if r.Base.Size != d.index {
+		return nil, fmt.Errorf("goes on from size %d, but stands at entry %d", r.Base.Size, d.index)
+	}
+	if err := d.saw(r.Base); err != nil {
+		return nil, err
+	}
+	if r.Log.Fingerprint() == d.state.LogKey.Fingerprint() {
+		return nil, errors.New("the new log key is the old one")
+	}
+	stated := map[Digest]bool{}
+	reached := false
+	for _, line := range r.Positions {
+		p, err := d.position(line, r)
+		if err != nil {
+			return nil, err
+		}
+		if stated[p.Notary] {
+			return nil, fmt.Errorf("two positions by notary %s", p.Notary)
+		}
+		stated[p.Notary] = true
+		reached = reached || p.Seen.Size == r.Base.Size
+	}
+	if q := d.state.Charter.Quorum(); len(stated) < q {
+		return nil, fmt.Errorf("%d notaries stated their position, want %d", len(stated), q)
+	}
+	if !reached {
+		return nil, errors.New("no notary's position is the base: entries nobody cosigned would be kept")
+	}
+	return []change{{key: "log-key", value: r.Log, put: func(s *State) { s.LogKey = r.Log }}}, nil
+}
+
+func (d decision) position(line string, r *signoff.Recovery) (*signoff.Position, error) {
+	doc, err := signoff.ReadLine([]byte(line))
+	if err != nil {
+		return nil, err
+	}
+	p, ok := doc.Doc.(*signoff.Position)
+	if !ok || p.Charter != d.state.ID {
+		return nil, errors.New("a position that is none, or of another cluster")
+	}
+	if err := d.state.byNotary(doc, p.Notary); err != nil {
+		return nil, err
+	}
+	fp := r.Log.Fingerprint()
+	if !bytes.Equal(p.Answer, fp[:]) {
+		return nil, fmt.Errorf("notary %s stated its position for another log key", p.Notary)
+	}
+	return p, d.saw(p.Seen)
+}

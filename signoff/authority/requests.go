@@ -1,0 +1,267 @@
+package authority
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/keyturn/keyturn/policy"
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/dsse"
+)
+
+// clockSkew is how far a person's clock may run ahead of the fold's time.
+const clockSkew = 300
+
+func (d decision) request(r *signoff.Request) ([]change, error) {
+	rule, err := d.state.Policy.Compiled.Rule(policy.Action(r.Action))
+	if err != nil {
+		return nil, err
+	}
+	now := d.state.Time
+	if r.Expiry <= now {
+		return nil, fmt.Errorf("expired at %d, it is %d", r.Expiry, now)
+	}
+	if limit := now + rule.Expiry + clockSkew; r.Expiry > limit {
+		return nil, fmt.Errorf("expires at %d; the rule lets a request live %d s, until %d", r.Expiry, rule.Expiry, limit)
+	}
+	if err := d.saw(r.Seen); err != nil {
+		return nil, err
+	}
+	if err := d.checkPart(r); err != nil {
+		return nil, err
+	}
+	rec := &Request{ID: d.doc.Digest(), Doc: r, Index: d.index, Time: now}
+	return []change{putRequest(rec)}, nil
+}
+
+func putRequest(r *Request) change {
+	return change{key: "request/" + r.ID.Hex(), value: r, touches: r.ID, put: func(s *State) { s.Requests[r.ID] = r }}
+}
+
+// checkPart checks what a request names against the state.
+func (d decision) checkPart(r *signoff.Request) error {
+	s := d.state
+	for _, o := range r.Objects() {
+		if _, ok := s.lockboxReady(o); !ok {
+			return fmt.Errorf("object %s is not in the log, or its shares are not dealt", o)
+		}
+	}
+	switch {
+	case r.Launch != nil:
+		for _, n := range r.Launch.Pool {
+			if node, ok := s.Nodes[n]; !ok || node.Retired {
+				return fmt.Errorf("%s in the pool is not an enrolled node", n)
+			}
+		}
+	case r.Enrol != nil:
+		if _, ok := s.Nodes[r.Enrol.Node]; ok {
+			return fmt.Errorf("node %s is enrolled; retire it first", r.Enrol.Node)
+		}
+		if _, ok := s.NodeNamed(r.Enrol.Name); ok {
+			return fmt.Errorf("a node named %q is enrolled", r.Enrol.Name)
+		}
+		_, err := d.enrolment(r.Enrol)
+		return err
+	case r.Retire != nil:
+		if node, ok := s.Nodes[r.Retire.Node]; !ok || node.Retired {
+			return fmt.Errorf("%s is not an enrolled node", r.Retire.Node)
+		}
+	case r.Policy != nil:
+		_, err := compilePolicy(s.Charter, r.Policy.Policy)
+		return err
+	case r.Resume != nil:
+		for _, h := range r.Resume.Halts {
+			if halt, ok := s.Halts[h]; !ok || !halt.Lifted.IsZero() {
+				return fmt.Errorf("%s is not a standing halt", h)
+			}
+		}
+	}
+	return nil
+}
+
+func (d decision) approval(a *signoff.Approval) ([]change, error) {
+	old, ok := d.state.Requests[a.Request]
+	if !ok {
+		return nil, fmt.Errorf("request %s is not in the log", a.Request)
+	}
+	if old.Ended != "" {
+		return nil, fmt.Errorf("request %s has ended: %s", a.Request.Short(), old.Ended)
+	}
+	if a.Expiry <= d.state.Time {
+		return nil, fmt.Errorf("expired at %d, it is %d", a.Expiry, d.state.Time)
+	}
+	if err := d.saw(a.Seen); err != nil {
+		return nil, err
+	}
+	rule, err := d.state.Policy.Compiled.Rule(policy.Action(old.Doc.Action))
+	if err != nil {
+		return nil, err
+	}
+	if a.Rule != d.state.RuleDigest(rule) {
+		return nil, fmt.Errorf("made under rule %s, the rule in force is %s: look at the request again", a.Rule, d.state.RuleDigest(rule))
+	}
+	if a.Decision == signoff.Approve {
+		if err := d.checkShares(old, a); err != nil {
+			return nil, err
+		}
+	}
+	rec := *old
+	vote := Vote{Approval: d.doc.Digest(), Index: d.index, Time: d.state.Time, Doc: a}
+	rec.Votes = append(slices.DeleteFunc(slices.Clone(old.Votes), func(v Vote) bool { return v.Doc.Person == a.Person }), vote)
+	if a.Decision == signoff.Withdraw && a.Person == old.Doc.Requester {
+		rec.Ended = "withdrawn by the requester"
+	}
+	return []change{putRequest(&rec)}, nil
+}
+
+// RuleDigest is what an approval is bound to: the rule with its people, and
+// the reference values that nodes are judged by.
+func (s *State) RuleDigest(r *policy.Bound) Digest {
+	rule := r.Digest()
+	fields := [][]byte{rule[:]}
+	for _, ref := range s.Charter.References {
+		fields = append(fields, []byte(ref))
+	}
+	return dsse.Sum("keyturn/rule/v1", fields...)
+}
+
+// Recipients lists whom a person's shares must be sealed to: the export's
+// recipient, or the storage key of every node of the pool.
+func (s *State) Recipients(r *signoff.Request) []Digest {
+	switch {
+	case r.Export != nil:
+		return []Digest{r.Export.RecipientKey.Fingerprint()}
+	case r.Launch != nil:
+		var out []Digest
+		for _, n := range r.Launch.Pool {
+			if node, ok := s.Nodes[n]; ok {
+				out = append(out, node.StorageFingerprint())
+			}
+		}
+		return out
+	}
+	return nil
+}
+
+// checkShares wants exactly one share of each object for each recipient.
+func (d decision) checkShares(r *Request, a *signoff.Approval) error {
+	_, index, _ := d.state.Person(a.Person)
+	type place struct{ object, recipient Digest }
+	want := map[place]bool{}
+	for _, o := range r.Doc.Objects() {
+		for _, to := range d.state.Recipients(r.Doc) {
+			want[place{o, to}] = true
+		}
+	}
+	for _, sh := range a.Shares {
+		p := place{sh.Object, sh.Recipient}
+		if !want[p] {
+			return fmt.Errorf("a share of object %s for %s, which the request does not name, or names once", sh.Object.Short(), sh.Recipient.Short())
+		}
+		if sh.Index != index || sh.Epoch != d.state.Objects[sh.Object].Epoch {
+			return fmt.Errorf("a share with index %d of epoch %d, this person holds index %d of epoch %d",
+				sh.Index, sh.Epoch, index, d.state.Objects[sh.Object].Epoch)
+		}
+		delete(want, p)
+	}
+	if len(want) > 0 {
+		return fmt.Errorf("%d shares are missing; an approval carries one for each object and recipient", len(want))
+	}
+	return nil
+}
+
+// Evaluate judges a request by the policy in force at the fold's time.
+func (s *State) Evaluate(r *Request) (*policy.Bound, policy.Result, error) {
+	rule, err := s.Policy.Compiled.Rule(policy.Action(r.Doc.Action))
+	if err != nil {
+		return rule, policy.Result{}, err
+	}
+	digest := s.RuleDigest(rule)
+	var votes []policy.Vote
+	for _, v := range r.Votes {
+		if v.Doc.Rule != digest && v.Doc.Decision == signoff.Approve {
+			continue
+		}
+		votes = append(votes, policy.Vote{Person: v.Doc.Person, Decision: policy.Decision(v.Doc.Decision), Time: v.Time, Expiry: v.Doc.Expiry})
+	}
+	req := policy.Request{Requester: r.Doc.Requester, Created: r.Time, Expiry: r.Doc.Expiry}
+	return rule, rule.Evaluate(req, votes, s.Time), nil
+}
+
+// settle looks again at the requests that the entry may have changed: those it
+// touched, and all open ones when time or policy moved.
+func (s *State) settle(index uint64, changes []change) []change {
+	look := map[Digest]bool{}
+	for _, c := range changes {
+		if !c.touches.IsZero() {
+			look[c.touches] = true
+		}
+		if c.key == "tick" || c.key == "policy" {
+			for id, r := range s.Requests {
+				if r.Ended == "" {
+					look[id] = true
+				}
+			}
+		}
+	}
+	var out []change
+	for _, id := range slices.SortedFunc(maps.Keys(look), compareDigests) {
+		if r, changed := s.settled(s.Requests[id], index); changed {
+			out = append(out, putRequest(r))
+		}
+	}
+	return out
+}
+
+// settled returns the request as it stands now. A satisfaction stays as it is
+// while the approvals it counted still count, so that all notaries derive the
+// same warrant even while more approvals come in.
+func (s *State) settled(r *Request, index uint64) (*Request, bool) {
+	if r.Ended != "" {
+		return r, false
+	}
+	rec := *r
+	rule, res, err := s.Evaluate(r)
+	switch {
+	case err != nil:
+		rec.Ended, rec.Satisfied = "no rule of the policy covers it any more", nil
+	case res.Vetoed:
+		rec.Ended, rec.Satisfied = "vetoed", nil
+	case res.Expired:
+		rec.Ended, rec.Satisfied = "expired", nil
+	case !res.Satisfied || !s.activated(r):
+		rec.Satisfied = nil
+	default:
+		counted := approvalsOf(r, res.Counted)
+		if r.Satisfied == nil || !subset(r.Satisfied.Approvals, counted) || r.Satisfied.Rule != s.RuleDigest(rule) {
+			rec.Satisfied = &Satisfied{Index: index, Time: s.Time, Rule: s.RuleDigest(rule), Policy: s.Policy.Digest, Approvals: counted}
+		}
+	}
+	return &rec, rec.Ended != r.Ended || rec.Satisfied != r.Satisfied
+}
+
+// activated reports whether an enrolment was activated by a quorum of
+// notaries. Other requests need no activation.
+func (s *State) activated(r *Request) bool {
+	return r.Doc.Enrol == nil || len(r.Activated) >= s.Charter.Quorum()
+}
+
+func approvalsOf(r *Request, people [][32]byte) []Digest {
+	var out []Digest
+	for _, v := range r.Votes {
+		if slices.Contains(people, [32]byte(v.Doc.Person)) {
+			out = append(out, v.Approval)
+		}
+	}
+	return out
+}
+
+func subset(a, b []Digest) bool {
+	for _, d := range a {
+		if !slices.Contains(b, d) {
+			return false
+		}
+	}
+	return true
+}

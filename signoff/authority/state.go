@@ -1,0 +1,236 @@
+package authority
+
+import (
+	"crypto"
+	"maps"
+	"slices"
+
+	"github.com/keyturn/keyturn/attest"
+	"github.com/keyturn/keyturn/hsm/frost"
+	"github.com/keyturn/keyturn/policy"
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/dsse"
+)
+
+// Digest is a SHA-256 value, written sha256:<hex>.
+type Digest = dsse.Digest
+
+// State is everything the log says so far. It is read by all and written only
+// by commit. Records are replaced, never changed in place, so a record that
+// was read stays what it was.
+type State struct {
+	ID      Digest           // of the charter
+	Charter *signoff.Charter // nil until entry 0 was folded
+	Time    int64            // Unix seconds, moved by ticks only
+	InForce bool             // every founding person has accepted
+	LogKey  signoff.PublicKey
+
+	Accepted  map[Digest]bool
+	Policy    *PolicyRecord
+	Keygen    *Keygen
+	Group     *frost.Group // nil until the key generation is complete
+	Ticks     *TickRound
+	Requests  map[Digest]*Request
+	Warrants  map[Digest]*Warrant
+	Objects   map[Digest]*Object
+	Nodes     map[Digest]*Node
+	Claims    map[Digest]*Claim
+	Halts     map[Digest]*Halt
+	Releases  map[Digest][]*signoff.Release // by claim, or by warrant for an export
+	Epoch     *Epoch
+	Documents map[Digest]uint64 // documents that took effect, with their index
+
+	signers    map[Digest]signer // people and notaries, by fingerprint
+	references []*attest.ReferenceSet
+}
+
+// A PolicyRecord is the policy in force.
+type PolicyRecord struct {
+	Digest   Digest           `json:"digest"`
+	Index    uint64           `json:"index"`
+	Compiled *policy.Compiled `json:"-"`
+	Text     string           `json:"-"`
+}
+
+// A Request is a request and what became of it.
+type Request struct {
+	ID        Digest           `json:"id"`
+	Doc       *signoff.Request `json:"-"`
+	Index     uint64           `json:"index"`
+	Time      int64            `json:"time"` // the fold's, at Index
+	Votes     []Vote           `json:"votes"`
+	Satisfied *Satisfied       `json:"satisfied"`
+	Ended     string           `json:"ended"` // why it can no longer be approved; empty while open
+	Warrant   Digest           `json:"warrant"`
+	Activated []Digest         `json:"activated"` // notaries, for an enrolment
+}
+
+// A Vote is one person's latest decision on one request.
+type Vote struct {
+	Approval Digest            `json:"approval"`
+	Index    uint64            `json:"index"`
+	Time     int64             `json:"time"` // the fold's, at Index
+	Doc      *signoff.Approval `json:"-"`
+}
+
+// Satisfied says at which entry a request's rule was met and by what.
+type Satisfied struct {
+	Index     uint64   `json:"index"`
+	Time      int64    `json:"time"`
+	Rule      Digest   `json:"rule"`
+	Policy    Digest   `json:"policy"`
+	Approvals []Digest `json:"approvals"`
+}
+
+// A Warrant is a warrant that took effect.
+type Warrant struct {
+	ID       Digest           `json:"id"`
+	Doc      *signoff.Warrant `json:"-"`
+	Index    uint64           `json:"index"`
+	Used     int              `json:"used"`
+	Exported bool             `json:"exported"`
+}
+
+// An Object is sealed weights whose deals are known.
+type Object struct {
+	ID    Digest          `json:"id"`
+	Doc   *signoff.Object `json:"-"`
+	Index uint64          `json:"index"`
+	Epoch uint32          `json:"epoch"` // of the latest deals; 0 = none yet
+	Deals Digest          `json:"deals"` // blob
+}
+
+// A Node is an enrolled machine.
+type Node struct {
+	ID        Digest       `json:"id"`
+	Name      string       `json:"name"`
+	Enrolment Digest       `json:"enrolment"`
+	Index     uint64       `json:"index"`
+	Retired   bool         `json:"retired"`
+	Clock     attest.Clock `json:"clock"` // of the last evidence that passed
+	Keys      *attest.Node `json:"-"`
+}
+
+// A Claim is one use of a launch warrant.
+type Claim struct {
+	ID      Digest         `json:"id"`
+	Doc     *signoff.Claim `json:"-"`
+	Index   uint64         `json:"index"`
+	Fresh   []byte         `json:"fresh"` // SPKI of the key made for this use
+	Started bool           `json:"started"`
+	Ended   string         `json:"ended"`
+}
+
+// A Halt is a halt and, once lifted, by which request.
+type Halt struct {
+	ID     Digest        `json:"id"`
+	Doc    *signoff.Halt `json:"-"`
+	Index  uint64        `json:"index"`
+	Lifted Digest        `json:"lifted"`
+}
+
+// A Keygen is the distributed key generation's current attempt.
+type Keygen struct {
+	Attempt     uint32                         `json:"attempt"`
+	Commitments map[Digest]*signoff.Commitment `json:"-"`
+	Dealings    map[Digest]*signoff.Dealing    `json:"-"`
+	Transcripts map[Digest]*signoff.Transcript `json:"-"`
+	Seen        []Digest                       `json:"seen"` // documents of this attempt, in order
+	Failed      string                         `json:"failed"`
+}
+
+// A TickRound is the round of ticks being collected.
+type TickRound struct {
+	Round uint64           `json:"round"`
+	Times map[Digest]int64 `json:"times"`
+}
+
+// An Epoch is the lease epoch in force.
+type Epoch struct {
+	Number uint64  `json:"number"`
+	Index  uint64  `json:"index"`
+	Time   int64   `json:"time"`
+	Root   Digest  `json:"root"`
+	Leases []Lease `json:"-"`
+}
+
+// Lease returns the node's lease in this epoch and its place among the leaves.
+func (e *Epoch) Lease(node Digest) (Lease, int, bool) {
+	if e == nil {
+		return Lease{}, 0, false
+	}
+	i := slices.IndexFunc(e.Leases, func(l Lease) bool { return l.Node == node })
+	if i < 0 {
+		return Lease{}, 0, false
+	}
+	return e.Leases[i], i, true
+}
+
+// A signer is a person or a notary of the charter.
+type signer struct {
+	person *signoff.Person
+	notary *signoff.Notary
+	index  uint16 // place in the charter's list, from 1
+	public crypto.PublicKey
+}
+
+func newState(id Digest) *State {
+	return &State{
+		ID: id, Accepted: map[Digest]bool{}, Requests: map[Digest]*Request{}, Warrants: map[Digest]*Warrant{},
+		Objects: map[Digest]*Object{}, Nodes: map[Digest]*Node{}, Claims: map[Digest]*Claim{}, Halts: map[Digest]*Halt{},
+		Releases: map[Digest][]*signoff.Release{}, Documents: map[Digest]uint64{}, signers: map[Digest]signer{},
+	}
+}
+
+// Person returns the person with the given signing fingerprint and the
+// person's index among share holders, from 1.
+func (s *State) Person(id Digest) (*signoff.Person, uint16, bool) {
+	g, ok := s.signers[id]
+	return g.person, g.index, ok && g.person != nil
+}
+
+// Notary returns the notary with the given signing fingerprint and its index
+// in the group, from 1.
+func (s *State) Notary(id Digest) (*signoff.Notary, uint16, bool) {
+	g, ok := s.signers[id]
+	return g.notary, g.index, ok && g.notary != nil
+}
+
+// PersonNamed finds a person by name.
+func (s *State) PersonNamed(name string) (*signoff.Person, bool) {
+	for i := range s.Charter.People {
+		if s.Charter.People[i].Name == name {
+			return &s.Charter.People[i], true
+		}
+	}
+	return nil, false
+}
+
+// NodeNamed finds an enrolled node by name.
+func (s *State) NodeNamed(name string) (*Node, bool) {
+	for _, n := range s.Nodes {
+		if n.Name == name {
+			return n, true
+		}
+	}
+	return nil, false
+}
+
+// Halted returns a standing halt that covers the request on the node, if any.
+// A zero node asks about halts of the request or of everything.
+func (s *State) Halted(request, node Digest) (*Halt, bool) {
+	for _, id := range slices.SortedFunc(maps.Keys(s.Halts), compareDigests) {
+		if h := s.Halts[id]; h.Lifted.IsZero() && h.Doc.Covers(request, node) {
+			return h, true
+		}
+	}
+	return nil, false
+}
+
+// lockboxReady returns the object if its shares are dealt.
+func (s *State) lockboxReady(object Digest) (*Object, bool) {
+	o, ok := s.Objects[object]
+	return o, ok && o.Epoch > 0
+}
+
+func compareDigests(a, b Digest) int { return slices.Compare(a[:], b[:]) }

@@ -1,0 +1,119 @@
+package authority
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/keyturn/keyturn/signoff"
+)
+
+// verify checks that the document belongs to this cluster and is signed by
+// the key its kind demands. It looks at nothing else.
+func (s *State) verify(doc *signoff.Signed, index uint64) error {
+	if charter, ok := doc.Doc.(*signoff.Charter); ok {
+		return s.verifyCharter(doc, charter, index)
+	}
+	if s.Charter == nil {
+		return errors.New("the log does not begin with a charter")
+	}
+	if doc.Doc.Cluster() != s.ID {
+		return fmt.Errorf("belongs to charter %s, this log is of %s", doc.Doc.Cluster(), s.ID)
+	}
+	if at, ok := s.Documents[doc.Digest()]; ok {
+		return fmt.Errorf("the same document already took effect at entry %d", at)
+	}
+	return s.verifySigner(doc)
+}
+
+func (s *State) verifyCharter(doc *signoff.Signed, c *signoff.Charter, index uint64) error {
+	if index != 0 {
+		return fmt.Errorf("a charter at entry %d; it can only be entry 0", index)
+	}
+	if doc.Digest() != s.ID {
+		return fmt.Errorf("charter %s is not the one given as anchor, %s", doc.Digest(), s.ID)
+	}
+	for _, p := range c.People {
+		if p.ID() == doc.Hint {
+			pub, err := p.Signing.Public()
+			if err != nil {
+				return err
+			}
+			return doc.Verify(pub)
+		}
+	}
+	return fmt.Errorf("charter signed by %s, who is not in it", doc.Hint)
+}
+
+func (s *State) verifySigner(doc *signoff.Signed) error {
+	switch d := doc.Doc.(type) {
+	case *signoff.Acceptance:
+		return s.byPerson(doc, d.Person)
+	case *signoff.Object:
+		return s.byPerson(doc, d.Sealer)
+	case *signoff.Deals:
+		return s.byPerson(doc, d.Sealer)
+	case *signoff.Request:
+		return s.byPerson(doc, d.Requester)
+	case *signoff.Approval:
+		return s.byPerson(doc, d.Person)
+	case *signoff.Halt:
+		return s.byPerson(doc, d.Person)
+	case *signoff.Commitment:
+		return s.byNotary(doc, d.Notary)
+	case *signoff.Dealing:
+		return s.byNotary(doc, d.Notary)
+	case *signoff.Transcript:
+		return s.byNotary(doc, d.Notary)
+	case *signoff.Tick:
+		return s.byNotary(doc, d.Notary)
+	case *signoff.Epoch:
+		return s.byNotary(doc, d.Notary)
+	case *signoff.Activation:
+		return s.byNotary(doc, d.Notary)
+	case *signoff.Release:
+		return s.byNotary(doc, d.Notary)
+	case *signoff.Recovery:
+		return s.byNotary(doc, doc.Hint)
+	case *signoff.Warrant:
+		return s.byGroup(doc)
+	case *signoff.Claim:
+		return s.byNode(doc, d.Node)
+	case *signoff.Receipt:
+		if d.Event == signoff.EventExported {
+			return s.byPerson(doc, d.Signer)
+		}
+		return s.byNode(doc, d.Signer)
+	}
+	return fmt.Errorf("a %s is no log entry", doc.Doc.Kind())
+}
+
+func (s *State) byPerson(doc *signoff.Signed, id Digest) error {
+	g, ok := s.signers[id]
+	if !ok || g.person == nil {
+		return fmt.Errorf("%s is not a person of this charter", id)
+	}
+	return doc.Verify(g.public)
+}
+
+func (s *State) byNotary(doc *signoff.Signed, id Digest) error {
+	g, ok := s.signers[id]
+	if !ok || g.notary == nil {
+		return fmt.Errorf("%s is not a notary of this charter", id)
+	}
+	return doc.Verify(g.public)
+}
+
+func (s *State) byNode(doc *signoff.Signed, id Digest) error {
+	n, ok := s.Nodes[id]
+	if !ok || n.Retired {
+		return fmt.Errorf("%s is not an enrolled node", id)
+	}
+	return doc.Verify(n.Keys.SignKey)
+}
+
+func (s *State) byGroup(doc *signoff.Signed) error {
+	if s.Group == nil {
+		return errors.New("a warrant before the notaries have a group key")
+	}
+	return doc.Verify(s.GroupKey())
+}

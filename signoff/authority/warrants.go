@@ -1,0 +1,206 @@
+package authority
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+
+	"github.com/keyturn/keyturn/signoff"
+)
+
+// GroupKey is the notaries' joint public key, or nil before key generation.
+func (s *State) GroupKey() crypto.PublicKey {
+	if s.Group == nil {
+		return nil
+	}
+	return ed25519.PublicKey(s.Group.PublicKey[:])
+}
+
+// DeriveWarrant writes the only warrant that the request can have in this
+// state. Notaries sign these bytes and nothing else; the fold accepts these
+// bytes and nothing else. An error says why there is none.
+func (s *State) DeriveWarrant(id Digest) (*signoff.Warrant, []byte, error) {
+	r, ok := s.Requests[id]
+	switch {
+	case !ok:
+		return nil, nil, fmt.Errorf("request %s is not in the log", id)
+	case r.Ended != "":
+		return nil, nil, fmt.Errorf("request %s has ended: %s", id.Short(), r.Ended)
+	case r.Satisfied == nil:
+		return nil, nil, fmt.Errorf("request %s is not satisfied", id.Short())
+	case r.Doc.Expiry <= s.Time:
+		return nil, nil, fmt.Errorf("request %s expired at %d, it is %d", id.Short(), r.Doc.Expiry, s.Time)
+	}
+	if err := s.stopped(r); err != nil {
+		return nil, nil, err
+	}
+	uses := 1
+	if r.Doc.Launch != nil {
+		uses = r.Doc.Launch.Uses
+	}
+	w := &signoff.Warrant{
+		Charter: s.ID, Request: id, Action: r.Doc.Action, Policy: r.Satisfied.Policy, Rule: r.Satisfied.Rule,
+		Index: r.Satisfied.Index, Approvals: r.Satisfied.Approvals, Issued: r.Satisfied.Time, Expiry: r.Doc.Expiry, Uses: uses,
+	}
+	payload, err := signoff.Write(w)
+	return w, payload, err
+}
+
+// stopped refuses what a halt covers. Halts stop exports and launches; they
+// never stand in the way of resume, membership or policy.
+func (s *State) stopped(r *Request) error {
+	if r.Doc.Export == nil && r.Doc.Launch == nil {
+		return nil
+	}
+	if h, ok := s.Halted(r.ID, Digest{}); ok {
+		return fmt.Errorf("halt %s stands; a resume must name it first", h.ID)
+	}
+	return nil
+}
+
+// warrant accepts the notaries' joint act, judged again here: policy, people
+// and halts count as they are at this index, not as they were when it was
+// signed.
+func (d decision) warrant(w *signoff.Warrant) ([]change, error) {
+	_, want, err := d.state.DeriveWarrant(w.Request)
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(want, d.doc.Payload) {
+		return nil, fmt.Errorf("warrant for %s is not the one the log gives at this index", w.Request)
+	}
+	r := *d.state.Requests[w.Request]
+	r.Warrant, r.Ended = d.doc.Digest(), "warrant issued"
+	effect, err := d.effect(&r)
+	if err != nil {
+		return nil, err
+	}
+	rec := &Warrant{ID: r.Warrant, Doc: w, Index: d.index}
+	return append([]change{putRequest(&r), putWarrant(rec)}, effect...), nil
+}
+
+func putWarrant(w *Warrant) change {
+	return change{key: "warrant/" + w.ID.Hex(), value: w, put: func(s *State) { s.Warrants[w.ID] = w }}
+}
+
+// effect is what a warrant changes by itself. Exports and launches change
+// nothing yet: releases and claims follow.
+func (d decision) effect(r *Request) ([]change, error) {
+	s, doc := d.state, r.Doc
+	switch {
+	case doc.Enrol != nil:
+		keys, err := d.enrolment(doc.Enrol)
+		if err != nil {
+			return nil, err
+		}
+		if err := s.nodeKeysUnused(keys); err != nil {
+			return nil, err
+		}
+		n := &Node{ID: doc.Enrol.Node, Name: doc.Enrol.Name, Enrolment: doc.Enrol.Enrolment, Index: d.index, Keys: keys}
+		return []change{putNode(n)}, nil
+	case doc.Retire != nil:
+		n := *s.Nodes[doc.Retire.Node]
+		n.Retired = true
+		return []change{putNode(&n)}, nil
+	case doc.Policy != nil:
+		p, err := compilePolicy(s.Charter, doc.Policy.Policy)
+		if err != nil {
+			return nil, err
+		}
+		p.Index = d.index
+		return []change{{key: "policy", value: p, put: func(s *State) { s.Policy = p }}}, nil
+	case doc.Resume != nil:
+		return d.lift(r.ID, doc.Resume.Halts)
+	}
+	return nil, nil
+}
+
+func (d decision) lift(request Digest, halts []Digest) ([]change, error) {
+	var out []change
+	for _, id := range halts {
+		old, ok := d.state.Halts[id]
+		if !ok || !old.Lifted.IsZero() {
+			return nil, fmt.Errorf("%s is not a standing halt", id)
+		}
+		h := *old
+		h.Lifted = request
+		out = append(out, putHalt(&h))
+	}
+	return out, nil
+}
+
+// Live reports whether the warrant may be used now on the node (zero: no node
+// in particular), or why not. Uses are counted by claims.
+func (s *State) Live(id, node Digest) (*Warrant, *Request, error) {
+	w, ok := s.Warrants[id]
+	if !ok {
+		return nil, nil, fmt.Errorf("warrant %s is not in the log", id)
+	}
+	r := s.Requests[w.Doc.Request]
+	if w.Doc.Expiry <= s.Time {
+		return nil, nil, fmt.Errorf("warrant %s expired at %d, it is %d", id.Short(), w.Doc.Expiry, s.Time)
+	}
+	if h, ok := s.Halted(r.ID, node); ok {
+		return nil, nil, fmt.Errorf("halt %s stands: %s", h.ID, h.Doc.Reason)
+	}
+	return w, r, nil
+}
+
+func (d decision) release(r *signoff.Release) ([]change, error) {
+	w, req, err := d.state.Live(r.Warrant, Digest{})
+	if err != nil {
+		return nil, err
+	}
+	key, recipient := r.Warrant, Digest{}
+	switch {
+	case req.Doc.Export != nil:
+		if !r.Claim.IsZero() {
+			return nil, errors.New("a release of an export names a claim")
+		}
+		recipient = req.Doc.Export.RecipientKey.Fingerprint()
+	case req.Doc.Launch != nil:
+		c, ok := d.state.Claims[r.Claim]
+		if !ok || c.Doc.Warrant != w.ID {
+			return nil, fmt.Errorf("claim %s is not of warrant %s", r.Claim, w.ID)
+		}
+		key, recipient = r.Claim, c.FreshFingerprint()
+	default:
+		return nil, fmt.Errorf("a %s releases nothing", req.Doc.Action)
+	}
+	if err := d.checkRelease(r, req, key, recipient); err != nil {
+		return nil, err
+	}
+	return []change{{key: "release/" + key.Hex(), value: r, put: func(s *State) {
+		s.Releases[key] = append(append([]*signoff.Release{}, s.Releases[key]...), r)
+	}}}, nil
+}
+
+func (d decision) checkRelease(r *signoff.Release, req *Request, key, recipient Digest) error {
+	_, index, _ := d.state.Notary(r.Notary)
+	if r.Share.Recipient != recipient {
+		return fmt.Errorf("released to %s, the recipient is %s", r.Share.Recipient, recipient)
+	}
+	if r.Share.Index != index {
+		return fmt.Errorf("share index %d, this notary holds %d", r.Share.Index, index)
+	}
+	if !contains(req.Doc.Objects(), r.Share.Object) || r.Share.Epoch != d.state.Objects[r.Share.Object].Epoch {
+		return fmt.Errorf("object %s of epoch %d is not what the warrant opens", r.Share.Object, r.Share.Epoch)
+	}
+	for _, have := range d.state.Releases[key] {
+		if have.Notary == r.Notary && have.Share.Object == r.Share.Object {
+			return errors.New("this notary has already released its share")
+		}
+	}
+	return nil
+}
+
+func contains(ds []Digest, d Digest) bool {
+	for _, x := range ds {
+		if x == d {
+			return true
+		}
+	}
+	return false
+}
