@@ -384,7 +384,7 @@ func (c *Ceremony) deal(rand io.Reader, self uint16, constant *edwards25519.Scal
 }
 
 func (c *Ceremony) prove(rand io.Reader, self uint16, p polynomial) (*Dealing, error) {
-	d := &Dealing{ceremony: c, self: self, secret: p}
+	d := &Dealing{&dealingState{ceremony: c, self: self, secret: p}}
 	for _, q := range p.commit() {
 		d.round1.Commitments = append(d.round1.Commitments, encodePoint(q))
 	}

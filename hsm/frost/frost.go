@@ -39,8 +39,8 @@ var (
 	// ErrSpent is returned for the second use of a [Nonce].
 	ErrSpent = errors.New("frost: this nonce was already used to sign; commit to a fresh one")
 
-	// ErrWiped is returned for the use of a secret after its Wipe.
-	ErrWiped = errors.New("frost: this secret was wiped; load it again from where it is sealed")
+	// ErrWiped is returned for the use of a secret that is not there (any more).
+	ErrWiped = errors.New("frost: no secret here, or it was wiped; load it from where it is sealed")
 )
 
 // Params says how many of how many sign. Members are numbered 1 to Members.

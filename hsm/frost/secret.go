@@ -3,7 +3,6 @@ package frost
 import (
 	"crypto/subtle"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -13,7 +12,13 @@ import (
 // Dealing is one dealer's secret polynomial together with what it publishes.
 // A dealer seals it (MarshalSecret) before it publishes anything, so that it
 // can go on after a crash: a second dealing in one ceremony would be a fork.
-type Dealing struct {
+// Copies of a Dealing are the same dealing.
+type Dealing struct{ *dealingState }
+
+// The states of secrets stand behind one pointer more than seems necessary:
+// asked to print another package's unexported field with a verb unfit for
+// pointers, package fmt calls no method but follows one pointer.
+type dealingState struct {
 	ceremony *Ceremony
 	self     uint16
 	secret   polynomial
@@ -31,8 +36,8 @@ func (d *Dealing) Round1() Round1 {
 // Share returns the SECRET subshare for member to of the new group, oneself
 // included. It must reach that member encrypted.
 func (d *Dealing) Share(to uint16) ([32]byte, error) {
-	if len(d.secret) == 0 {
-		return [32]byte{}, ErrWiped
+	if err := d.usable(); err != nil {
+		return [32]byte{}, err
 	}
 	if err := d.ceremony.params.checkID(to); err != nil {
 		return [32]byte{}, err
@@ -45,8 +50,8 @@ func (d *Dealing) Share(to uint16) ([32]byte, error) {
 // MarshalSecret encodes the SECRET polynomial, to be sealed: ceremony digest,
 // dealer (16 bits, big-endian), proof, coefficients.
 func (d *Dealing) MarshalSecret() ([]byte, error) {
-	if len(d.secret) == 0 {
-		return nil, ErrWiped
+	if err := d.usable(); err != nil {
+		return nil, err
 	}
 	b := make([]byte, 0, dealingSize(len(d.secret)))
 	b = append(b, d.ceremony.digest[:]...)
@@ -69,7 +74,7 @@ func (c *Ceremony) UnmarshalDealing(b []byte) (*Dealing, error) {
 	if [32]byte(b) != c.digest {
 		return nil, fmt.Errorf("frost: a sealed dealing of ceremony %x, not of %x", b[:32], c.digest)
 	}
-	d := &Dealing{ceremony: c, self: binary.BigEndian.Uint16(b[32:])}
+	d := &Dealing{&dealingState{ceremony: c, self: binary.BigEndian.Uint16(b[32:])}}
 	copy(d.round1.Proof[:], b[34:])
 	for rest := b[98:]; len(rest) > 0; rest = rest[32:] {
 		a, err := decodeScalar([32]byte(rest))
@@ -93,8 +98,17 @@ func (c *Ceremony) UnmarshalDealing(b []byte) (*Dealing, error) {
 // copies the runtime made, are beyond its reach. Not to be called while another
 // goroutine uses d.
 func (d *Dealing) Wipe() {
-	d.secret.wipe()
-	d.secret = nil
+	if d.usable() == nil {
+		d.secret.wipe()
+		d.secret = nil
+	}
+}
+
+func (d *Dealing) usable() error {
+	if d == nil || d.dealingState == nil || len(d.secret) == 0 {
+		return ErrWiped
+	}
+	return nil
 }
 
 // Format prints a placeholder for every verb.
@@ -102,7 +116,10 @@ func (d Dealing) Format(f fmt.State, _ rune) { redact(f, "Dealing") }
 
 // KeyShare is one member's share of the key. It belongs to exactly one [Group]
 // and signs for no other: after a reshare, old shares and new do not mix.
-type KeyShare struct {
+// Copies of a KeyShare are the same share.
+type KeyShare struct{ *shareState }
+
+type shareState struct {
 	id     uint16
 	group  [32]byte
 	secret *edwards25519.Scalar
@@ -120,7 +137,7 @@ func newKeyShare(g *Group, id uint16, secret *edwards25519.Scalar) (*KeyShare, e
 		wipe(secret)
 		return nil, fmt.Errorf("frost: not the share of member %d in this group; was the key reshared since?", id)
 	}
-	return &KeyShare{id: id, group: g.Digest(), secret: secret}, nil
+	return &KeyShare{&shareState{id: id, group: g.Digest(), secret: secret}}, nil
 }
 
 // ID returns the member's number in its group.
@@ -134,8 +151,8 @@ const keyShareSize = 32 + 2 + 32
 // Marshal encodes the SECRET share, to be sealed: group digest, member (16
 // bits, big-endian), secret.
 func (k *KeyShare) Marshal() ([]byte, error) {
-	if k.secret == nil {
-		return nil, ErrWiped
+	if err := k.usable(); err != nil {
+		return nil, err
 	}
 	b := make([]byte, 0, keyShareSize)
 	b = append(b, k.group[:]...)
@@ -165,10 +182,17 @@ func UnmarshalKeyShare(g *Group, b []byte) (*KeyShare, error) {
 // Wipe overwrites the share. What Marshal returned, and copies the runtime
 // made, are beyond its reach. Not to be called while another goroutine uses k.
 func (k *KeyShare) Wipe() {
-	if k.secret != nil {
+	if k.usable() == nil {
 		wipe(k.secret)
+		k.secret = nil
 	}
-	k.secret = nil
+}
+
+func (k *KeyShare) usable() error {
+	if k == nil || k.shareState == nil || k.secret == nil {
+		return ErrWiped
+	}
+	return nil
 }
 
 // Format prints a placeholder for every verb.
@@ -176,7 +200,7 @@ func (k KeyShare) Format(f fmt.State, _ rune) { redact(f, "KeyShare") }
 
 // Equal compares two shares in constant time.
 func (k *KeyShare) Equal(o *KeyShare) bool {
-	if k.secret == nil || o == nil || o.secret == nil {
+	if k.usable() != nil || o.usable() != nil {
 		return false
 	}
 	same := subtle.ConstantTimeEq(int32(k.id), int32(o.id)) & subtle.ConstantTimeCompare(k.group[:], o.group[:])
@@ -187,11 +211,8 @@ func (k *KeyShare) belongs(g *Group) error {
 	if err := g.check(); err != nil {
 		return err
 	}
-	if k == nil {
-		return errors.New("frost: no key share")
-	}
-	if k.secret == nil {
-		return ErrWiped
+	if err := k.usable(); err != nil {
+		return err
 	}
 	if of := g.Digest(); k.group != of {
 		return fmt.Errorf("frost: the share of member %d is of group %x, not of %x; was the key reshared since?", k.id, k.group, of)

@@ -53,7 +53,7 @@ func ListDigest(list []Commitment) [32]byte {
 // and cannot be encoded: three uses of one nonce reveal the share, so nothing
 // may bring one back, neither a restart nor a snapshot. Copies of a Nonce are
 // the same nonce.
-type Nonce struct{ state *nonceState }
+type Nonce struct{ *nonceState }
 
 type nonceState struct {
 	commitment Commitment
@@ -78,10 +78,10 @@ func (s *nonceState) spend() (hiding, binding *edwards25519.Scalar, err error) {
 
 // Discard spends the nonce without signing.
 func (n *Nonce) Discard() {
-	if n == nil || n.state == nil {
+	if n == nil || n.nonceState == nil {
 		return
 	}
-	if d, e, err := n.state.spend(); err == nil {
+	if d, e, err := n.spend(); err == nil {
 		wipe(d)
 		wipe(e)
 	}
@@ -101,8 +101,8 @@ func (n Nonce) Format(f fmt.State, _ rune) { redact(f, "Nonce") }
 // Commit is the first round of signing (RFC 9591 section 5.1): a fresh nonce,
 // kept, and its commitment, sent.
 func (k *KeyShare) Commit(rand io.Reader) (*Nonce, Commitment, error) {
-	if k == nil || k.secret == nil {
-		return nil, Commitment{}, ErrWiped
+	if err := k.usable(); err != nil {
+		return nil, Commitment{}, err
 	}
 	hiding, err := hedgedScalar(rand, k.secret)
 	if err != nil {
@@ -144,7 +144,7 @@ func (k *KeyShare) Sign(n *Nonce, g *Group, msg []byte, list []Commitment) ([32]
 	if err != nil {
 		return [32]byte{}, err
 	}
-	hiding, binding, err := n.state.spend()
+	hiding, binding, err := n.spend()
 	if err != nil {
 		return [32]byte{}, err
 	}
@@ -159,17 +159,17 @@ func (k *KeyShare) Sign(n *Nonce, g *Group, msg []byte, list []Commitment) ([32]
 
 // own finds the nonce's commitment in the list.
 func (k *KeyShare) own(n *Nonce, list []Commitment) (int, error) {
-	if n == nil || n.state == nil {
+	if n == nil || n.nonceState == nil {
 		return 0, errors.New("frost: signing without a nonce; commit to one first")
 	}
-	if n.state.group != k.group || n.state.commitment.ID != k.id {
-		return 0, fmt.Errorf("frost: the nonce of member %d does not belong to the share of member %d", n.state.commitment.ID, k.id)
+	if n.group != k.group || n.commitment.ID != k.id {
+		return 0, fmt.Errorf("frost: the nonce of member %d does not belong to the share of member %d", n.commitment.ID, k.id)
 	}
 	i := slices.IndexFunc(list, func(c Commitment) bool { return c.ID == k.id })
 	if i < 0 {
 		return 0, fmt.Errorf("frost: member %d is not among the signers", k.id)
 	}
-	if list[i] != n.state.commitment {
+	if list[i] != n.commitment {
 		return 0, fmt.Errorf("frost: the list gives member %d another commitment than this nonce's", k.id)
 	}
 	return i, nil
