@@ -1,12 +1,14 @@
 package authority
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"maps"
 	"slices"
 
 	"github.com/keyturn/keyturn/policy"
 	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/display"
 	"github.com/keyturn/keyturn/signoff/dsse"
 )
 
@@ -101,6 +103,13 @@ func (d decision) approval(a *signoff.Approval) ([]change, error) {
 	if a.Rule != d.state.RuleDigest(rule) {
 		return nil, fmt.Errorf("made under rule %s, the rule in force is %s: look at the request again", a.Rule, d.state.RuleDigest(rule))
 	}
+	text, err := d.state.Display(a.Request)
+	if err != nil {
+		return nil, err
+	}
+	if shown := Digest(sha256.Sum256([]byte(text))); a.Display != shown {
+		return nil, fmt.Errorf("signed the text %s, the request reads %s", a.Display, shown)
+	}
 	if a.Decision == signoff.Approve {
 		if err := d.checkShares(old, a); err != nil {
 			return nil, err
@@ -124,6 +133,29 @@ func (s *State) RuleDigest(r *policy.Bound) Digest {
 		fields = append(fields, []byte(ref))
 	}
 	return dsse.Sum("keyturn/rule/v1", fields...)
+}
+
+// Display is the text that approvers of the request are shown and sign.
+func (s *State) Display(request Digest) (string, error) {
+	r, ok := s.Requests[request]
+	if !ok {
+		return "", fmt.Errorf("request %s is not in the log", request)
+	}
+	rule, err := s.Policy.Compiled.Rule(policy.Action(r.Doc.Action))
+	if err != nil {
+		return "", err
+	}
+	in := display.Input{Charter: s.Charter, ID: s.ID, Request: r.Doc, Digest: r.ID, Rule: rule,
+		Objects: map[Digest]*signoff.Object{}, Nodes: map[Digest]string{}}
+	for _, id := range r.Doc.Objects() {
+		if o, ok := s.Objects[id]; ok {
+			in.Objects[id] = o.Doc
+		}
+	}
+	for id, n := range s.Nodes {
+		in.Nodes[id] = n.Name
+	}
+	return display.Request(in), nil
 }
 
 // Recipients lists whom a person's shares must be sealed to: the export's

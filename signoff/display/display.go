@@ -1,0 +1,200 @@
+// Package display writes the text that a person sees before signing. An
+// approval carries the SHA-256 of this text, and the fold writes it again and
+// compares: what a person saw is what they signed.
+//
+// The text depends on documents and on nothing else: not on the clock, the
+// terminal's width or who has signed so far. It is therefore part of the
+// format: a change of wording is a new version.
+//
+// Everything in it that another person wrote is hostile. Documents refuse
+// text with control characters, escapes, newlines and bidirectional or
+// invisible characters; words of a command line, which may hold anything, are
+// quoted here, so that one line of text is always one line on the screen.
+package display
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/keyturn/keyturn/policy"
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/dsse"
+)
+
+// Version heads every text.
+const Version = "keyturn display 1"
+
+// Input is what a text is written from. Objects and Nodes hold what the
+// request names; one that is missing is shown as unknown.
+type Input struct {
+	Charter *signoff.Charter
+	ID      dsse.Digest // the charter's
+	Request *signoff.Request
+	Digest  dsse.Digest // the request's
+	Rule    *policy.Bound
+	Objects map[dsse.Digest]*signoff.Object
+	Nodes   map[dsse.Digest]string
+}
+
+// Request writes the text: lines that end in a newline.
+func Request(in Input) string {
+	w := &writer{}
+	r := in.Request
+	w.line("%s", Version)
+	w.field("cluster", "%s, charter %s", in.Charter.Name, in.ID)
+	if in.Charter.Development {
+		w.field("", "DEVELOPMENT CHARTER: software keys and emulated machines are accepted")
+	}
+	w.field("request", "%s", in.Digest)
+	w.field("action", "%s", r.Action)
+	w.field("asked by", "%s", in.person(r.Requester))
+	w.field("purpose", "%s", safe(r.Purpose))
+	w.field("created", "%s", when(r.Created))
+	w.field("expires", "%s", when(r.Expiry))
+	in.part(w)
+	in.rule(w)
+	return w.String()
+}
+
+func (in Input) part(w *writer) {
+	r := in.Request
+	switch {
+	case r.Export != nil:
+		in.object(w, r.Export.Object)
+		w.field("recipient", "%s", safe(r.Export.Recipient))
+		w.field("", "key %s, %s", r.Export.RecipientKey.Fingerprint(), class(r.Export.RecipientKey))
+		w.field("destination", "%s", safe(r.Export.Destination))
+		w.field("effect", "the recipient can open the weights for ever")
+	case r.Launch != nil:
+		in.launch(w, r.Launch)
+	case r.Enrol != nil:
+		w.field("node", "%s", r.Enrol.Name)
+		w.field("", "id %s", r.Enrol.Node)
+		w.field("enrolment", "%s", r.Enrol.Enrolment)
+		w.field("effect", "the machine may join pools and be given weights")
+	case r.Retire != nil:
+		w.field("node", "%s", in.node(r.Retire.Node))
+		w.field("effect", "the machine is out for good")
+	case r.Policy != nil:
+		w.field("new policy", "%s", dsse.Sum("keyturn/policy/v1", []byte(r.Policy.Policy)))
+		for _, l := range strings.Split(strings.TrimRight(r.Policy.Policy, "\n"), "\n") {
+			w.field("", "| %s", safe(l))
+		}
+	case r.Resume != nil:
+		for _, h := range r.Resume.Halts {
+			w.field("lifts halt", "%s", h)
+		}
+	}
+}
+
+func (in Input) launch(w *writer, l *signoff.Launch) {
+	w.field("run", "%s", l.Name)
+	w.field("executable", "%s", l.Executable)
+	for i, a := range l.Argv {
+		w.field("", "argument %d  %s", i, strconv.QuoteToGraphic(a))
+	}
+	for _, e := range l.Env {
+		w.field("", "environment %s", strconv.QuoteToGraphic(e))
+	}
+	for _, o := range l.Objects {
+		in.object(w, o)
+	}
+	for _, n := range l.Pool {
+		w.field("node", "%s", in.node(n))
+	}
+	w.field("uses", "%d starts in all", l.Uses)
+	w.field("time limit", "%d s for each", l.Seconds)
+	w.field("effect", "root on each of these nodes can keep the weights")
+}
+
+func (in Input) object(w *writer, id dsse.Digest) {
+	w.field("weights", "%s", id)
+	o, ok := in.Objects[id]
+	if !ok {
+		w.field("", "UNKNOWN to this log")
+		return
+	}
+	w.field("", "%s, sealed by %s", safe(o.Name), in.person(o.Sealer))
+	w.field("", "%d files, %d bytes, %d tensors, %d parameters, %s", o.Summary.Files, o.Summary.Bytes, o.Summary.Tensors, o.Summary.Parameters, safe(strings.Join(o.Summary.DTypes, " ")))
+	w.field("", "manifest %s", o.Manifest)
+}
+
+func (in Input) rule(w *writer) {
+	w.field("rule", "%s", in.Rule.Name)
+	for _, l := range tree(in.Rule.Quorum.Tree, 0) {
+		w.field("", "%s", l)
+	}
+	if n := in.Rule.Quorum.Organisations; n > 0 {
+		w.field("", "from at least %d organisations", n)
+	}
+	if len(in.Rule.Veto) > 0 {
+		w.field("", "veto: one rejection by %s", strings.Join(in.Rule.Veto, " or "))
+	}
+	if in.Rule.CoolingOff > 0 {
+		w.field("", "cooling off: %d s after the last approval needed", in.Rule.CoolingOff)
+	}
+	w.field("", "not the requester; one person, one vote")
+}
+
+// tree writes a quorum as nested lines.
+func tree(t policy.Tree, depth int) []string {
+	pad := strings.Repeat("  ", depth)
+	children := func(head string, ts []policy.Tree) []string {
+		out := []string{pad + head}
+		for _, c := range ts {
+			out = append(out, tree(c, depth+1)...)
+		}
+		return out
+	}
+	switch {
+	case t.AtLeast != nil:
+		return []string{fmt.Sprintf("%sat least %d of %s", pad, t.AtLeast.K, strings.Join(t.AtLeast.Roles, " or "))}
+	case len(t.All) > 0:
+		return children("all of", t.All)
+	}
+	return children("any of", t.Any)
+}
+
+func (in Input) person(id dsse.Digest) string {
+	for _, p := range in.Charter.People {
+		if p.ID() == id {
+			return fmt.Sprintf("%s (%s of %s), %s", p.Name, strings.Join(p.Roles, ", "), p.Organisation, class(p.Signing))
+		}
+	}
+	return "UNKNOWN " + id.String()
+}
+
+func (in Input) node(id dsse.Digest) string {
+	if name, ok := in.Nodes[id]; ok {
+		return name + ", id " + id.String()
+	}
+	return "UNKNOWN " + id.String()
+}
+
+func class(k signoff.PublicKey) string { return string(k.Class) + " key" }
+
+// when writes a time in UTC with its number, so that nobody has to trust a
+// time zone.
+func when(t int64) string {
+	return fmt.Sprintf("%s (%d)", time.Unix(t, 0).UTC().Format("2006-01-02 15:04:05 UTC"), t)
+}
+
+// safe quotes text that signoff.CheckText would refuse. Documents were
+// checked when they were read; this holds for whatever comes another way.
+func safe(s string) string {
+	if s == "" || signoff.CheckText("text", s) == nil || signoff.CheckText("text", strings.TrimSpace(s)) == nil {
+		return s
+	}
+	return strconv.QuoteToGraphic(s)
+}
+
+// writer lays fields out in two columns.
+type writer struct{ strings.Builder }
+
+func (w *writer) line(format string, args ...any) { fmt.Fprintf(&w.Builder, format+"\n", args...) }
+
+func (w *writer) field(name, format string, args ...any) {
+	fmt.Fprintf(&w.Builder, "%-12s %s\n", name, fmt.Sprintf(format, args...))
+}

@@ -1,0 +1,205 @@
+// Package follow keeps a verified copy of the cluster's state: it fetches a
+// signed checkpoint and the entries under it from a source that is trusted
+// with nothing, folds them, and accepts the result only if the log key and a
+// quorum of notaries signed exactly this root and exactly this state.
+//
+// The command line, the agents and the auditors follow final checkpoints. A
+// notary follows one step ahead, to the newest checkpoint of the log key,
+// because its own cosignature is what makes it final.
+package follow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/authority"
+	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/proof"
+)
+
+// Digest is a SHA-256 value.
+type Digest = dsse.Digest
+
+// A Source hands out entries and blobs: a coordinator or a directory.
+type Source interface {
+	Entries(ctx context.Context, from, to uint64) ([][]byte, error)
+	Blob(ctx context.Context, digest Digest) ([]byte, error)
+}
+
+// ErrRollback means that the source shows less than was already seen, or
+// something else: proof of misbehaviour, not a reason to retry.
+var ErrRollback = errors.New("the log went back or was rewritten")
+
+// A Follower is a fold with its source. Its methods may be called from many
+// goroutines; View gives a consistent look at the state.
+type Follower struct {
+	charter Digest
+	source  Source
+	observe func(authority.Outcome, []byte)
+
+	mu   sync.Mutex
+	auth *authority.Authority
+	last proof.Checkpoint // the last checkpoint accepted
+	note []byte
+	// tainted: the fold went past last to a checkpoint that did not verify.
+	tainted bool
+}
+
+// New starts at the charter digest, the caller's trust anchor. observe, if not
+// nil, sees every entry as it is folded.
+func New(charter Digest, source Source, observe func(authority.Outcome, []byte)) (*Follower, error) {
+	auth, err := authority.New(charter)
+	if err != nil {
+		return nil, err
+	}
+	if observe == nil {
+		observe = func(authority.Outcome, []byte) {}
+	}
+	return &Follower{charter: charter, source: source, observe: observe, auth: auth}, nil
+}
+
+// View calls fn with the fold and the last checkpoint accepted, while nothing
+// else changes it. It refuses while the fold is not exactly at that checkpoint.
+func (f *Follower) View(fn func(a *authority.Authority, c proof.Checkpoint, note []byte) error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.last.Size == 0 || f.tainted || f.auth.Size() != f.last.Size {
+		return errors.New("follow: the state is not at a verified checkpoint; sync again")
+	}
+	return fn(f.auth, f.last, f.note)
+}
+
+// Trust is what checkpoints are held to in the given state.
+func Trust(s *authority.State) (proof.Trust, error) {
+	if s.Charter == nil {
+		return proof.Trust{}, errors.New("follow: no charter yet")
+	}
+	logKey, err := s.LogKey.Ed25519()
+	if err != nil {
+		return proof.Trust{}, err
+	}
+	t := proof.Trust{Origin: s.Charter.Name, LogName: s.Charter.Name, LogKey: logKey, Quorum: s.Charter.Quorum()}
+	for _, n := range s.Charter.Notaries {
+		key, err := n.Witness.Ed25519()
+		if err != nil {
+			return proof.Trust{}, err
+		}
+		t.Witnesses = append(t.Witnesses, proof.Witness{Name: n.Name, Key: key})
+	}
+	return t, nil
+}
+
+// Final folds up to the checkpoint in note and accepts it if it is final.
+func (f *Follower) Final(ctx context.Context, note []byte) (proof.Checkpoint, error) {
+	return f.advance(ctx, note, proof.OpenFinal)
+}
+
+// Committed is Final without the quorum: for those whose cosignature makes it.
+func (f *Follower) Committed(ctx context.Context, note []byte) (proof.Checkpoint, error) {
+	return f.advance(ctx, note, proof.Open)
+}
+
+type opener func(note []byte, t proof.Trust) (proof.Checkpoint, []proof.Cosignature, error)
+
+// advance folds first and then checks signatures against the keys of the very
+// state that the checkpoint is about; a fold whose checkpoint does not verify
+// is never shown as accepted.
+func (f *Follower) advance(ctx context.Context, note []byte, open opener) (proof.Checkpoint, error) {
+	claimed, err := proof.Unverified(note)
+	if err != nil {
+		return proof.Checkpoint{}, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if claimed.Size < f.last.Size {
+		return claimed, fmt.Errorf("follow: checkpoint of %d entries, %d were seen: %w", claimed.Size, f.last.Size, ErrRollback)
+	}
+	if f.tainted {
+		// Entries folded for a checkpoint that did not verify are
+		// nobody's word; begin again rather than build on them.
+		if f.auth, err = authority.New(f.charter); err != nil {
+			return claimed, err
+		}
+		f.tainted = false
+	}
+	if err := f.fold(ctx, claimed.Size); err != nil {
+		return claimed, err
+	}
+	c, err := f.accept(claimed, note, open)
+	f.tainted = err != nil
+	return c, err
+}
+
+// accept checks the fold, which has reached the checkpoint's size, against it.
+func (f *Follower) accept(claimed proof.Checkpoint, note []byte, open opener) (proof.Checkpoint, error) {
+	if root, ok := f.auth.RootAt(claimed.Size); !ok || root != Digest(claimed.Root) {
+		return claimed, fmt.Errorf("follow: checkpoint at size %d has root %s, the entries give %s: %w", claimed.Size, Digest(claimed.Root), root, ErrRollback)
+	}
+	trust, err := Trust(f.auth.State())
+	if err != nil {
+		return claimed, err
+	}
+	c, _, err := open(note, trust)
+	if err != nil {
+		return claimed, err
+	}
+	if seen, ok := f.auth.RootAt(f.last.Size); f.last.Size > 0 && (!ok || seen != Digest(f.last.Root)) {
+		return c, fmt.Errorf("follow: entries below %d are not those seen before: %w", f.last.Size, ErrRollback)
+	}
+	if f.auth.StateDigest() != Digest(c.State) {
+		return c, fmt.Errorf("follow: checkpoint at size %d has state %s, this fold gives %s: programs of different versions, or a dishonest log", c.Size, Digest(c.State), f.auth.StateDigest())
+	}
+	f.last, f.note = c, note
+	return c, nil
+}
+
+// fold applies entries up to size. A missing blob stops it where it is; the
+// next call goes on.
+func (f *Follower) fold(ctx context.Context, size uint64) error {
+	blobs := fetcher{ctx, f.source}
+	for f.auth.Size() < size {
+		from := f.auth.Size()
+		lines, err := f.source.Entries(ctx, from, size)
+		if err != nil {
+			return fmt.Errorf("follow: entries from %d: %w", from, err)
+		}
+		if len(lines) == 0 {
+			return fmt.Errorf("follow: the source has no entry %d of %d", from, size)
+		}
+		for _, line := range lines {
+			if f.auth.Size() == size {
+				break
+			}
+			out, err := f.auth.Apply(line, blobs)
+			if err != nil {
+				return err
+			}
+			f.observe(out, line)
+		}
+	}
+	return nil
+}
+
+// fetcher lets the fold, which knows no context, look blobs up.
+type fetcher struct {
+	ctx    context.Context
+	source Source
+}
+
+func (b fetcher) Blob(d Digest) ([]byte, error) { return b.source.Blob(b.ctx, d) }
+
+// Blobs returns the source's blobs for use with the fold.
+func (f *Follower) Blobs(ctx context.Context) authority.Blobs { return fetcher{ctx, f.source} }
+
+// Source returns where entries come from.
+func (f *Follower) Source() Source { return f.source }
+
+// Seen is the last accepted checkpoint, as a document carries it.
+func (f *Follower) Seen() signoff.Seen {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return signoff.Seen{Size: f.last.Size, Root: Digest(f.last.Root)}
+}
