@@ -144,13 +144,17 @@ func agreement(t *testing.T, class hsm.Class, open func(context.Context, *ecdh.P
 	d := must(open(ctx, nil))(t)
 	checkInfo(t, d.Info(), class)
 	t.Run("agree", func(t *testing.T) {
-		for range 20 { // one secret in 256 starts with a zero byte; none may be shortened
+		for round := 0; round < 2; { // then with a secret that starts with a zero byte
 			other := must(ecdh.P256().GenerateKey(rand.Reader))(t)
-			got := must(d.ECDHContext(ctx, other.PublicKey()))(t)
 			want := must(other.ECDH(d.PublicKey()))(t)
-			if !bytes.Equal(got, want) {
-				t.Fatalf("agreed on %d other bytes than crypto/ecdh", len(got))
+			if (want[0] == 0) != (round == 1) {
+				continue
 			}
+			got := must(d.ECDHContext(ctx, other.PublicKey()))(t)
+			if !bytes.Equal(got, want) {
+				t.Fatalf("agreed on %d other bytes than crypto/ecdh, of %d", len(got), len(want))
+			}
+			round++
 		}
 	})
 	t.Run("refuse", func(t *testing.T) {

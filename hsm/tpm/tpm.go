@@ -1,0 +1,221 @@
+package tpm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+
+	"github.com/keyturn/keyturn/hsm"
+)
+
+// A TPM is a connection to one TPM. Its methods, and those of the keys in it,
+// may be called from several goroutines: commands run one after another.
+type TPM struct {
+	path         string
+	manufacturer string
+	emulated     bool
+
+	turn chan struct{} // holds one token: whose turn it is to talk to conn and to touch what follows
+	conn *conn
+	root *Object // storage root key, nil before its first use
+	pin  []byte  // name that root must have, nil before it is pinned
+}
+
+// Open connects to a TPM: path is a device such as /dev/tpmrm0, or unix:/PATH
+// for the socket of an emulator, which then belongs to this connection: what
+// others left loaded is flushed. The caller closes it.
+func Open(path string) (*TPM, error) {
+	c, err := dial(path)
+	if err != nil {
+		return nil, err
+	}
+	t := &TPM{path: path, conn: c, turn: make(chan struct{}, 1)}
+	t.turn <- struct{}{}
+	err = t.Run(context.Background(), "identify", func(tr transport.TPM) error {
+		if c.stream {
+			if err := flushAll(tr); err != nil {
+				return err
+			}
+		}
+		return t.identify(tr)
+	})
+	if err != nil {
+		return nil, errors.Join(err, t.Close())
+	}
+	return t, nil
+}
+
+// Close ends the connection. Keys of t answer hsm.ErrGone afterwards.
+func (t *TPM) Close() error {
+	<-t.turn
+	defer func() { t.turn <- struct{}{} }()
+	if t.conn.broken != nil {
+		return nil
+	}
+	t.conn.broken = fmt.Errorf("tpm: %w: the connection to %s was closed", hsm.ErrGone, t.path)
+	return t.conn.rwc.Close()
+}
+
+// Emulated reports whether the TPM says of itself that it is a program.
+func (t *TPM) Emulated() bool { return t.emulated }
+
+// Manufacturer returns the maker's name as the TPM gives it.
+func (t *TPM) Manufacturer() string { return t.manufacturer }
+
+// Run calls f while nobody else talks to the TPM. It waits for its turn as long
+// as ctx lives and gives the commands until ctx's deadline; what names the
+// attempt in errors, which wrap those of package hsm where one fits.
+func (t *TPM) Run(ctx context.Context, what string, f func(transport.TPM) error) error {
+	if err := hsm.ContextError(ctx); err != nil {
+		return fmt.Errorf("tpm: %s: %w", what, err)
+	}
+	select {
+	case <-t.turn:
+	case <-ctx.Done():
+		return fmt.Errorf("tpm: %s: waiting for other commands: %w", what, hsm.ContextError(ctx))
+	}
+	defer func() { t.turn <- struct{}{} }()
+	deadline := time.Now().Add(maxAnswer)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	t.conn.limit(deadline)
+	if err := f(t.conn); err != nil {
+		return fmt.Errorf("tpm: %s: %w", what, typed(err))
+	}
+	return nil
+}
+
+// typed adds the error of package hsm that a TPM's answer stands for.
+func typed(err error) error {
+	switch {
+	case errors.Is(err, tpm2.TPMRCLockout):
+		return fmt.Errorf("%w: %w", hsm.ErrLocked, err)
+	case errors.Is(err, tpm2.TPMRCAuthFail), errors.Is(err, tpm2.TPMRCBadAuth):
+		return fmt.Errorf("%w: %w", hsm.ErrWrongPIN, err)
+	case errors.Is(err, tpm2.TPMRCReferenceH0), errors.Is(err, tpm2.TPMRCInitialize):
+		return fmt.Errorf("%w: %w", hsm.ErrGone, err)
+	}
+	return err
+}
+
+// identify reads who made the TPM.
+func (t *TPM) identify(tr transport.TPM) error {
+	var text []byte
+	for _, property := range []tpm2.TPMPT{tpm2.TPMPTManufacturer, tpm2.TPMPTVendorString1, tpm2.TPMPTVendorString2, tpm2.TPMPTVendorString3, tpm2.TPMPTVendorString4} {
+		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapTPMProperties, Property: uint32(property), PropertyCount: 1}.Execute(tr)
+		if err != nil {
+			return err
+		}
+		list, err := rsp.CapabilityData.Data.TPMProperties()
+		if err != nil {
+			return err
+		}
+		if len(list.TPMProperty) != 1 || list.TPMProperty[0].Property != property {
+			return fmt.Errorf("the TPM does not tell property 0x%x", uint32(property))
+		}
+		v := list.TPMProperty[0].Value
+		text = append(text, byte(v>>24), byte(v>>16), byte(v>>8), byte(v))
+		if property == tpm2.TPMPTManufacturer {
+			text = append(text, ' ')
+		}
+	}
+	printable := func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return -1
+		}
+		return r
+	}
+	t.manufacturer = strings.Join(strings.Fields(strings.Map(printable, string(text))), " ")
+	// libtpms calls itself "SW   TPM", Microsoft's simulator "xCG fTPM" by MSFT.
+	t.emulated = strings.HasPrefix(t.manufacturer, "IBM") || strings.Contains(t.manufacturer, "SW TPM") || strings.Contains(t.manufacturer, "xCG")
+	return nil
+}
+
+// flushAll clears out transient objects and sessions of an earlier connection.
+func flushAll(tr transport.TPM) error {
+	for _, class := range []tpm2.TPMHandle{0x80000000, 0x02000000, 0x03000000} {
+		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: uint32(class), PropertyCount: 64}.Execute(tr)
+		if err != nil {
+			return err
+		}
+		handles, err := rsp.CapabilityData.Data.Handles()
+		if err != nil {
+			return err
+		}
+		for _, h := range handles.Handle {
+			if _, err := (tpm2.FlushContext{FlushHandle: h}).Execute(tr); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// info describes a key of this TPM. Nobody checked its word here: an enrolment
+// that is verified elsewhere does that.
+func (t *TPM) info(uri string) hsm.Info {
+	class := hsm.ClassSelfDeclared
+	if t.emulated {
+		class = hsm.ClassSoftware
+	}
+	return hsm.Info{URI: uri, Class: class, Token: t.path, Manufacturer: t.manufacturer}
+}
+
+// PinStorageRoot fixes the name of the storage root key (34 bytes, from
+// [TPM.StorageRoot] at enrolment). Any other is refused from then on.
+func (t *TPM) PinStorageRoot(name []byte) error {
+	if len(name) != 34 {
+		return fmt.Errorf("tpm: storage root name of %d bytes, want 34", len(name))
+	}
+	<-t.turn
+	defer func() { t.turn <- struct{}{} }()
+	t.pin = bytes.Clone(name)
+	if t.root != nil {
+		return t.checkRoot(t.root)
+	}
+	return nil
+}
+
+// StorageRoot returns the name of the storage root key: the parent of all keys
+// here, and the key to which sessions are salted.
+func (t *TPM) StorageRoot(ctx context.Context) (name []byte, err error) {
+	err = t.Run(ctx, "storage root", func(tr transport.TPM) error {
+		root, err := t.storageRoot(tr)
+		if err != nil {
+			return err
+		}
+		name = bytes.Clone(root.name.Buffer)
+		return nil
+	})
+	return name, err
+}
+
+func (t *TPM) checkRoot(root *Object) error {
+	if t.pin != nil && !bytes.Equal(t.pin, root.name.Buffer) {
+		return fmt.Errorf("%w: storage root key %x, pinned %x: another TPM, a cleared one, or something on the bus", hsm.ErrWrongIdentity, root.name.Buffer, t.pin)
+	}
+	return nil
+}
+
+// storageRoot returns the storage root key, made from its seed at first use.
+func (t *TPM) storageRoot(tr transport.TPM) (*Object, error) {
+	if t.root != nil {
+		return t.root, nil
+	}
+	root, err := NewPrimary(tr, tpm2.TPMRHOwner, tpm2.ECCSRKTemplate)
+	if err != nil {
+		return nil, fmt.Errorf("make storage root key: %w", err)
+	}
+	if err := t.checkRoot(root); err != nil {
+		return nil, err
+	}
+	t.root = root
+	return root, nil
+}
