@@ -87,6 +87,11 @@ func (e *Engine) Decrypt(ctx context.Context, dst io.WriterAt, src io.ReaderAt, 
 			n = last
 		}
 		plain, err := openChunk(aead, src, off, c.index, chunks, c.buf[:n])
+		if errors.Is(err, ErrForged) && n == sealedChunk {
+			if plain, ok := openMisplacedEnd(aead, src, off, c.index, chunks, c.buf); ok {
+				return c.inTurn(func() error { return releaseMisplacedEnd(dst, sink, plain, c.index, chunks) })
+			}
+		}
 		if err := c.inTurn(func() error {
 			if err != nil {
 				return err
@@ -95,14 +100,42 @@ func (e *Engine) Decrypt(ctx context.Context, dst io.WriterAt, src io.ReaderAt, 
 		}); err != nil {
 			return err
 		}
-		if dst == nil || len(plain) == 0 {
-			return nil
-		}
-		if _, err := dst.WriteAt(plain, c.index*ChunkSize); err != nil {
-			return fmt.Errorf("stream: write plaintext of chunk %d: %w", c.index, err)
-		}
-		return nil
+		return put(dst, plain, c.index)
 	})
+}
+
+// openMisplacedEnd tries a full chunk that failed with the other last-chunk
+// flag. If that opens it, the chunk is authentic and in its place, but the body
+// was cut right after it or something was appended.
+func openMisplacedEnd(aead cipher.AEAD, src io.ReaderAt, off, index, chunks int64, buf []byte) ([]byte, bool) {
+	if err := readFull(src, buf, off+index*sealedChunk); err != nil {
+		return nil, false
+	}
+	nonce := chunkNonce(index, index != chunks-1)
+	plain, err := aead.Open(buf[:0], nonce[:], buf, nil)
+	return plain, err == nil
+}
+
+// releaseMisplacedEnd releases such a chunk, as stock age does, and fails.
+func releaseMisplacedEnd(dst io.WriterAt, sink io.Writer, plain []byte, index, chunks int64) error {
+	if err := errors.Join(emit(sink, plain), put(dst, plain, index)); err != nil {
+		return err
+	}
+	if index == chunks-1 {
+		return fmt.Errorf("the body was cut after chunk %d, which is not the last: %w", index, ErrForged)
+	}
+	return fmt.Errorf("chunk %d is the last but %d follow: %w", index, chunks-1-index, ErrForged)
+}
+
+// put writes the plaintext of a chunk to its place.
+func put(dst io.WriterAt, plain []byte, index int64) error {
+	if dst == nil || len(plain) == 0 {
+		return nil
+	}
+	if _, err := dst.WriteAt(plain, index*ChunkSize); err != nil {
+		return fmt.Errorf("stream: write plaintext of chunk %d: %w", index, err)
+	}
+	return nil
 }
 
 // openChunk reads and opens chunk index of chunks in place in buf.
