@@ -54,6 +54,8 @@ const (
 	KindHalt       Kind = "halt"
 	KindRecovery   Kind = "recovery"
 	KindPosition   Kind = "position"
+	KindSigning    Kind = "signing"
+	KindChallenge  Kind = "challenge"
 )
 
 const (
@@ -112,6 +114,10 @@ func empty(k Kind) Document {
 		return new(Receipt)
 	case KindHalt:
 		return new(Halt)
+	case KindSigning:
+		return new(Signing)
+	case KindChallenge:
+		return new(Challenge)
 	case KindPosition:
 		return new(Position)
 	case KindRecovery:

@@ -46,11 +46,19 @@ const HeaderID = "Keyturn-Id"
 type Appended struct {
 	Index    uint64 `json:"index"`
 	Document Digest `json:"document"`
+	Void     string `json:"void,omitempty"` // why the entry has no effect; empty if it took effect
 }
 
 // Stored is the answer to a blob put.
 type Stored struct {
 	Digest Digest `json:"digest"`
+}
+
+// Mail is the answer to a read of a topic. Box changes when the mailbox was
+// emptied (a restart): numbers then count anew.
+type Mail struct {
+	Box      string    `json:"box"`
+	Messages []Message `json:"messages"`
 }
 
 // A Message is one piece of mail. Number counts from 1 within a topic.

@@ -222,12 +222,12 @@ func (c *Client) Send(ctx context.Context, topic string, body []byte) error {
 
 // Receive returns messages of the topic numbered above after, waiting at most
 // wait for the first.
-func (c *Client) Receive(ctx context.Context, topic string, after uint64, wait time.Duration) ([]Message, error) {
+func (c *Client) Receive(ctx context.Context, topic string, after uint64, wait time.Duration) (Mail, error) {
 	path := fmt.Sprintf("/v1/mail/%s?after=%d&wait=%.3f", topic, after, wait.Seconds())
+	var out Mail
 	b, err := c.read(ctx, http.MethodGet, path, nil, nil, 64*MaxMessage)
 	if err != nil {
-		return nil, err
+		return out, err
 	}
-	var out []Message
 	return out, dsse.Decode(b, &out)
 }
