@@ -213,6 +213,15 @@ func TestAttackIdentifiers(t *testing.T) {
 	}
 }
 
+// minusOne is the order of the subgroup less one.
+var minusOne = new(edwards25519.Scalar).Negate(scalarOf(1))
+
+// timesOrder multiplies by the order, which no scalar reduced by it can name.
+func timesOrder(p *edwards25519.Point) *edwards25519.Point {
+	q := new(edwards25519.Point).ScalarMult(minusOne, p)
+	return q.Add(q, p)
+}
+
 // torsion returns the eight points of small order, the identity first.
 func torsion(t testing.TB) []*edwards25519.Point {
 	t.Helper()
@@ -221,8 +230,7 @@ func torsion(t testing.TB) []*edwards25519.Point {
 		if err != nil {
 			continue
 		}
-		g := new(edwards25519.Point).ScalarMult(minusOne, p)
-		g.Add(g, p) // the order of the subgroup times p
+		g := timesOrder(p)
 		all := []*edwards25519.Point{edwards25519.NewIdentityPoint()}
 		for q := new(edwards25519.Point).Set(g); !isIdentity(q); q.Add(q, g) {
 			all = append(all, new(edwards25519.Point).Set(q))

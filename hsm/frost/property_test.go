@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/binary"
 	"slices"
 	"strings"
 	"testing"
@@ -102,20 +103,58 @@ func TestTimesSmall(t *testing.T) {
 	}
 }
 
-// inSubgroup agrees with multiplying by the order on every coset.
+// inSubgroup agrees with multiplying by the order, on every coset, whatever
+// the projective coordinates.
 func TestInSubgroup(t *testing.T) {
 	small := torsion(t)
 	rapid.Check(t, func(rt *rapid.T) {
 		p := new(edwards25519.Point).ScalarBaseMult(random(t))
-		i := rapid.IntRange(0, 7).Draw(rt, "torsion")
-		if got := inSubgroup(new(edwards25519.Point).Add(p, small[i])); got != (i == 0) {
-			rt.Fatalf("a prime-order point plus torsion point %d: %v", i, got)
+		for i, q := range small {
+			shifted := new(edwards25519.Point).Add(p, q)
+			if isIdentity(timesOrder(shifted)) != (i == 0) {
+				rt.Fatalf("torsion point %d is not what it is taken for", i)
+			}
+			decoded, err := new(edwards25519.Point).SetBytes(shifted.Bytes())
+			if err != nil {
+				rt.Fatal(err)
+			}
+			if inSubgroup(shifted) != (i == 0) || inSubgroup(decoded) != (i == 0) {
+				rt.Fatalf("a prime-order point plus torsion point %d: %v", i, i != 0)
+			}
 		}
 	})
 	for i, q := range small {
-		if inSubgroup(q) != (i == 0) {
+		if inSubgroup(q) {
 			t.Errorf("torsion point %d", i)
 		}
+	}
+	if !inSubgroup(edwards25519.NewGeneratorPoint()) {
+		t.Error("the generator")
+	}
+}
+
+// On encodings chosen without regard to the subgroup, too.
+func TestInSubgroupOfArbitraryPoints(t *testing.T) {
+	in, out := 0, 0
+	for y := range uint16(4000) {
+		var b [32]byte
+		binary.LittleEndian.PutUint16(b[:], y)
+		p, err := new(edwards25519.Point).SetBytes(b[:])
+		if err != nil || isIdentity(p) {
+			continue
+		}
+		want := isIdentity(timesOrder(p))
+		if inSubgroup(p) != want {
+			t.Fatalf("y = %d: want %v", y, want)
+		}
+		if want {
+			in++
+		} else {
+			out++
+		}
+	}
+	if in < 100 || out < 1000 {
+		t.Errorf("%d points in the subgroup and %d outside are too few to tell", in, out)
 	}
 }
 
@@ -269,8 +308,7 @@ func FuzzDecodePoint(f *testing.F) {
 		if encodePoint(p) != [32]byte(b) {
 			t.Fatalf("accepted %x, which encodes %x", b, p.Bytes())
 		}
-		q := new(edwards25519.Point).ScalarMult(minusOne, p)
-		if !isIdentity(q.Add(q, p)) || isIdentity(p) {
+		if !isIdentity(timesOrder(p)) || isIdentity(p) {
 			t.Fatalf("accepted %x, which is not of prime order", b)
 		}
 	})

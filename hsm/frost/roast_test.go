@@ -163,7 +163,7 @@ func TestAttackRoastOutOfTurn(t *testing.T) {
 	tb.offer(true, 2)
 	_, err = tb.Offer(list[0])
 	wantRefused(t, "an offer instead of the share owed", err)
-	for _, n := range []int{-1, 1, 1 << 20} {
+	for _, n := range []int{-1, 1 << 10, 1 << 20} {
 		_, err = tb.Deliver(n, 1, tb.share(tb.last, 1))
 		wantRefused(t, "a share of no session", err)
 		tb.Retry()

@@ -159,15 +159,6 @@ func canonicalY(b [32]byte) bool {
 	return bytes.Equal(y.Bytes(), b[:])
 }
 
-// minusOne is the order of the subgroup less one.
-var minusOne = new(edwards25519.Scalar).Negate(scalarOf(1))
-
-// inSubgroup multiplies by the order, which scalars reduced by it cannot name.
-func inSubgroup(p *edwards25519.Point) bool {
-	q := new(edwards25519.Point).VarTimeDoubleScalarBaseMult(minusOne, p, edwards25519.NewScalar())
-	return isIdentity(q.Add(q, p))
-}
-
 // lagrange is derive_interpolating_value (RFC 9591 section 4.2) at x: the
 // weight of member id when ids, all different, interpolate the value there.
 func lagrange(ids []uint16, id, x uint16) *edwards25519.Scalar {
