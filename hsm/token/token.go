@@ -113,7 +113,10 @@ func (t *Token) ChangePIN(ctx context.Context, old, new []byte) error {
 // session was lost, it is sent once more to a new helper.
 func (t *Token) call(ctx context.Context, op wire.Op, fields ...[]byte) ([]byte, error) {
 	answer, err := t.once(ctx, op, fields...)
-	if errors.Is(err, wire.ErrLost) && ctx.Err() == nil {
+	if errors.Is(err, wire.ErrLost) {
+		if late := hsm.ContextError(ctx); late != nil {
+			return nil, late
+		}
 		answer, err = t.once(ctx, op, fields...)
 	}
 	return answer, err

@@ -4,11 +4,17 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdh"
+	"crypto/elliptic"
+	"crypto/sha256"
+	"encoding/asn1"
 	"errors"
 	"fmt"
+	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -130,7 +136,9 @@ func TestConformance(t *testing.T) {
 	generate(t, tok, "seal", hsm.KindSeal)
 	generate(t, tok, "other", hsm.KindSeal)
 	open := func(label string) func(context.Context, crypto.PublicKey) (hsm.Key, error) {
-		return func(ctx context.Context, pinned crypto.PublicKey) (hsm.Key, error) { return tok.Key(ctx, label, pinned) }
+		return func(ctx context.Context, pinned crypto.PublicKey) (hsm.Key, error) {
+			return tok.Key(ctx, label, pinned)
+		}
 	}
 	sealer := func(label string) func(context.Context) (hsm.Sealer, error) {
 		return func(ctx context.Context) (hsm.Sealer, error) { return tok.Sealer(ctx, label) }
@@ -145,4 +153,244 @@ func TestConformance(t *testing.T) {
 		Sealer:      sealer("seal"),
 		OtherSealer: sealer("other"),
 	})
+}
+
+// reinitialise has SoftHSM's own tool wipe a token and give it the label again.
+func reinitialise(t *testing.T, serial, label string) {
+	t.Helper()
+	if _, err := exec.LookPath("softhsm2-util"); err != nil {
+		t.Skip("needs softhsm2-util (package softhsm2)")
+	}
+	out, err := exec.Command("softhsm2-util", "--init-token", "--serial", serial, "--force", "--label", label, "--so-pin", soPIN, "--pin", userPIN).CombinedOutput()
+	if err != nil {
+		t.Fatalf("softhsm2-util: %v\n%s", err, out)
+	}
+}
+
+// mirror turns (r, s) into (r, n-s).
+func mirror(t *testing.T, sig []byte) []byte {
+	t.Helper()
+	var v struct{ R, S *big.Int }
+	if _, err := asn1.Unmarshal(sig, &v); err != nil {
+		t.Fatal(err)
+	}
+	v.S.Sub(elliptic.P256().Params().N, v.S)
+	out, err := asn1.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func TestKeyFlags(t *testing.T) {
+	_, tok := newToken(t, "alice")
+	ctx := context.Background()
+	public := map[string]any{
+		"ed25519": generate(t, tok, "ed25519", hsm.KindEd25519),
+		"ecdh":    generate(t, tok, "ecdh", hsm.KindECDH),
+		"seal":    generate(t, tok, "seal", hsm.KindSeal),
+	}
+	keys, err := tok.List(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(keys) != 4 {
+		t.Errorf("listed %d keys, want 4", len(keys))
+	}
+	for _, k := range keys {
+		if string(k.Kind) != k.Label || k.Extractable || !k.Sensitive || !k.NeverExtractable || !k.AlwaysSensitive || !k.Local || len(k.ID) != 32 {
+			t.Errorf("unexpected: %+v", k)
+		}
+		if signs := k.Kind == hsm.KindP256 || k.Kind == hsm.KindEd25519; k.Kind != hsm.KindSeal && (k.Sign != signs || k.Derive == signs) {
+			t.Errorf("%s: sign %v, derive %v", k.Label, k.Sign, k.Derive)
+		}
+		if want := public[k.Label]; want != nil {
+			if err := hsm.SamePublic(want, k.Public); err != nil {
+				t.Errorf("%s: %v", k.Label, err)
+			}
+		}
+	}
+	if public["seal"] != nil {
+		t.Error("a sealing key has a public key")
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	s, tok := newToken(t, "alice")
+	ctx := context.Background()
+	generate(t, tok, "ecdh", hsm.KindECDH)
+	generate(t, tok, "seal", hsm.KindSeal)
+	if _, err := tok.Generate(ctx, "p256", hsm.KindP256); err == nil {
+		t.Error("made a second key of one label")
+	}
+	for _, kind := range []hsm.Kind{"", "p384", "rsa"} {
+		if _, err := tok.Generate(ctx, "new", kind); err == nil {
+			t.Errorf("made a key of kind %q", kind)
+		}
+	}
+	for _, label := range []string{"", "a\nb", "a\u202eb"} {
+		if _, err := tok.Generate(ctx, label, hsm.KindP256); err == nil {
+			t.Errorf("made a key of label %q", label)
+		}
+	}
+	for _, label := range []string{"", "nobody", "ecdh", "seal"} {
+		if _, err := tok.Key(ctx, label, nil); err == nil {
+			t.Errorf("opened %q as a signing key", label)
+		}
+	}
+	for _, label := range []string{"p256", "seal"} {
+		if _, err := tok.Decrypter(ctx, label, nil); err == nil {
+			t.Errorf("opened %q as an agreement key", label)
+		}
+	}
+	if _, err := tok.Sealer(ctx, "p256"); err == nil {
+		t.Error("opened a signing key as a sealing key")
+	}
+	if _, err := tok.Key(ctx, "nobody", nil); !errors.Is(err, hsm.ErrGone) {
+		t.Errorf("a key that is not there: %v, want ErrGone", err)
+	}
+	for _, uri := range []string{"pkcs11:token=bob", "pkcs11:token=alice;serial=0", "pkcs11:token=alice;model=other", "file:/k", "pkcs11:object=p256",
+		"pkcs11:token=alice?module-path=/other.so"} {
+		if _, err := token.Open(ctx, s.cfg, uri, pin(userPIN)); err == nil {
+			t.Errorf("opened %s", uri)
+		}
+	}
+	cfg := s.cfg
+	cfg.Module = ""
+	if _, err := token.Open(ctx, cfg, "pkcs11:token=alice", pin(userPIN)); err == nil {
+		t.Error("opened without a module")
+	}
+	cfg.Module = "libsofthsm2.so"
+	if _, err := token.Open(ctx, cfg, "pkcs11:token=alice", pin(userPIN)); err == nil {
+		t.Error("opened a module by a path that is not absolute")
+	}
+	if err := token.Init(ctx, s.cfg, "alice", []byte(soPIN), []byte(userPIN)); err == nil {
+		t.Error("initialised a second token of one label")
+	}
+}
+
+// A missing label is no reason to ask for the PIN again.
+func TestMissingKeyKeepsTheHelper(t *testing.T) {
+	_, tok := newToken(t, "alice")
+	before := theHelper(t)
+	if _, err := tok.Key(context.Background(), "nobody", nil); !errors.Is(err, hsm.ErrGone) {
+		t.Errorf("got %v, want ErrGone", err)
+	}
+	if theHelper(t) != before {
+		t.Error("the helper was replaced")
+	}
+}
+
+func TestWithoutPIN(t *testing.T) {
+	s, _ := newToken(t, "alice")
+	tok, err := token.Open(context.Background(), s.cfg, "pkcs11:token=alice", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tok.Close()
+	if info, err := tok.Info(context.Background()); err != nil || info.Label != "alice" || !info.PINSet {
+		t.Errorf("info without a PIN: %+v, %v", info, err)
+	}
+	if _, err := tok.Key(context.Background(), "p256", nil); err == nil {
+		t.Error("opened a private key without a PIN")
+	}
+}
+
+func TestChangePIN(t *testing.T) {
+	s, tok := newToken(t, "alice")
+	ctx := context.Background()
+	if err := tok.ChangePIN(ctx, []byte("wrong-pin"), []byte("new-pin-5521")); !errors.Is(err, hsm.ErrWrongPIN) {
+		t.Errorf("wrong old PIN: %v, want ErrWrongPIN", err)
+	}
+	if err := tok.ChangePIN(ctx, []byte(userPIN), nil); err == nil {
+		t.Error("changed to an empty PIN")
+	}
+	if err := tok.ChangePIN(ctx, []byte(userPIN), []byte("new-pin-5521")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := token.Open(ctx, s.cfg, "pkcs11:token=alice", pin(userPIN)); !errors.Is(err, hsm.ErrWrongPIN) {
+		t.Errorf("the old PIN: %v, want ErrWrongPIN", err)
+	}
+	again, err := token.Open(ctx, s.cfg, "pkcs11:token=alice", pin("new-pin-5521"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.Close()
+}
+
+func TestTokens(t *testing.T) {
+	s := newStore(t)
+	for _, label := range []string{"alice", "bob"} {
+		s.init(t, label)
+	}
+	tokens, err := token.Tokens(context.Background(), s.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	labels := map[string]int{}
+	for _, info := range tokens {
+		if info.Initialized {
+			labels[info.Label]++
+		}
+	}
+	if labels["alice"] != 1 || labels["bob"] != 1 || len(labels) != 2 {
+		t.Errorf("tokens are %v", labels)
+	}
+}
+
+// The URI that a key gives opens that key again.
+func TestKeyURI(t *testing.T) {
+	s, tok := newToken(t, "alice")
+	k := openKey(t, tok, "p256", nil)
+	again, err := token.Open(context.Background(), s.cfg, k.Info().URI, pin(userPIN))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if err := sign(openKey(t, again, "", k.Public())); err != nil {
+		t.Error(err)
+	}
+	if info := k.Info(); info.Token != "alice" || info.Manufacturer != "SoftHSM project" || info.Class != hsm.ClassSoftware {
+		t.Errorf("info is %+v", info)
+	}
+}
+
+func BenchmarkSign(b *testing.B) {
+	for _, clients := range []int{1, 50} {
+		b.Run(fmt.Sprintf("clients=%d", clients), func(b *testing.B) {
+			_, tok := newToken(b, "alice")
+			k := openKey(b, tok, "p256", nil)
+			digest := sha256.Sum256([]byte("m"))
+			var left atomic.Int64
+			left.Store(int64(b.N))
+			b.ResetTimer()
+			var all sync.WaitGroup
+			for range clients {
+				all.Go(func() {
+					for left.Add(-1) >= 0 {
+						if _, err := k.SignContext(context.Background(), digest[:], crypto.SHA256); err != nil {
+							b.Error(err)
+							return
+						}
+					}
+				})
+			}
+			all.Wait()
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "sign/s")
+		})
+	}
+}
+
+func BenchmarkECDH(b *testing.B) {
+	_, tok := newToken(b, "alice")
+	generate(b, tok, "ecdh", hsm.KindECDH)
+	d, err := tok.Decrypter(context.Background(), "ecdh", nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if _, err := d.ECDH(d.PublicKey()); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

@@ -17,7 +17,9 @@ type coded struct {
 func (e coded) Unwrap() error { return e.error }
 
 var (
-	errAbsent   = coded{wire.CodeAbsent, errors.New("the token has no such key")}
+	// The client saw the key when it opened it, so what is missing now is more
+	// than the key: a new start may find it, or an impostor.
+	errLost     = coded{wire.CodeLost, errors.New("the key was there and is not any more")}
 	errIdentity = coded{wire.CodeWrongIdentity, errors.New("the key of this name is another one")}
 )
 
@@ -53,6 +55,16 @@ func codeOf(err error) wire.Code {
 		}
 	}
 	return wire.CodeRefused
+}
+
+// missing marks a failure of the module, on the way to its token, as a token
+// that is not there: a new start finds it when it is back.
+func missing(err error) error {
+	var native pkcs11.Error
+	if errors.As(err, &native) && codeOf(err) == wire.CodeRefused {
+		return coded{wire.CodeAbsent, err}
+	}
+	return err
 }
 
 // unclear reports whether err may mean that a handle is stale, that the token

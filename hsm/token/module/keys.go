@@ -54,25 +54,19 @@ func (d *device) use(n name, do func(pkcs11.SessionHandle, pkcs11.ObjectHandle) 
 	if !unclear(err) {
 		return err
 	}
-	known := d.forget(n)
+	d.forget(n)
 	if stale(err) {
 		err = d.session(attempt)
 	} else if probe := d.session(func(s pkcs11.SessionHandle) error { _, e := d.handle(s, n); return e }); probe != nil {
 		err = probe
 	}
-	if known && codeOf(err) == wire.CodeAbsent {
-		return coded{wire.CodeLost, errors.New("the key was there and is not any more")}
-	}
 	return err
 }
 
-// forget drops a handle and reports whether there was one.
-func (d *device) forget(n name) bool {
+func (d *device) forget(n name) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	_, known := d.handles[n]
 	delete(d.handles, n)
-	return known
 }
 
 // handle returns the key that n names, after checking that it is that key.
@@ -88,7 +82,7 @@ func (d *device) handle(s pkcs11.SessionHandle, n name) (pkcs11.ObjectHandle, er
 		return 0, err
 	}
 	if len(candidates) == 0 {
-		return 0, errAbsent
+		return 0, errLost
 	}
 	for _, h := range candidates {
 		if err := d.check(s, h, n); errors.Is(err, errIdentity) {

@@ -159,7 +159,7 @@ func (s *server) load(version, path []byte) error {
 		return coded{wire.CodeAbsent, fmt.Errorf("module %q does not load", path)}
 	}
 	if err := p.Initialize(); err != nil {
-		return fmt.Errorf("initialise module %q: %w", path, err)
+		return missing(fmt.Errorf("initialise module %q: %w", path, err))
 	}
 	s.p = p
 	return nil
@@ -175,7 +175,7 @@ func (s *server) open(fields [][]byte) ([]byte, error) {
 	}
 	d, err := openDevice(s.p, want)
 	if err != nil {
-		return nil, err
+		return nil, missing(err)
 	}
 	s.d = d
 	return d.describe(nil)
