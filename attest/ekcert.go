@@ -310,3 +310,30 @@ func verifyChain(cert *x509.Certificate, roots, intermediates *x509.CertPool, no
 	})
 	return err
 }
+
+// ReadEKCert reads what an EK certificate says, and that it is one, without
+// asking who signed it. To rely on it use [VerifyEKCert].
+func ReadEKCert(der []byte) (*EK, error) {
+	cert, err := parseEKCert(der)
+	if err != nil {
+		return nil, fmt.Errorf("attest: ek certificate: %w", err)
+	}
+	ek, err := readEK(cert)
+	if err != nil {
+		return nil, fmt.Errorf("attest: ek certificate: %w", err)
+	}
+	return ek, nil
+}
+
+// MatchEK returns nil if a TPMT_PUBLIC is an endorsement key, and that of the
+// certificate (DER).
+func MatchEK(public, der []byte) error {
+	ek, err := ReadEKCert(der)
+	if err != nil {
+		return err
+	}
+	if err := checkEKPublic(public, ek); err != nil {
+		return fmt.Errorf("attest: endorsement key: %w", err)
+	}
+	return nil
+}
