@@ -228,9 +228,11 @@ func (c *Ceremony) VerifySubshare(from, to uint16, r Round1, subshare [32]byte) 
 	if err != nil {
 		return err
 	}
-	if _, err := f.verify(to, subshare); err != nil {
+	s, err := f.verify(to, subshare)
+	if err != nil {
 		return &CheatError{Step: "subshare", IDs: []uint16{from}, Err: err}
 	}
+	wipe(s)
 	return nil
 }
 
@@ -240,6 +242,7 @@ func (f feldman) verify(to uint16, subshare [32]byte) (*edwards25519.Scalar, err
 		return nil, err
 	}
 	if new(edwards25519.Point).ScalarBaseMult(s).Equal(f.at(to)) != 1 {
+		wipe(s)
 		return nil, fmt.Errorf("the subshare for member %d does not match the commitments", to)
 	}
 	return s, nil

@@ -16,7 +16,7 @@ import (
 )
 
 func drawParams(rt *rapid.T) Params {
-	n := rapid.Uint16Range(2, 8).Draw(rt, "members")
+	n := rapid.Uint16Range(2, 5).Draw(rt, "members")
 	return Params{rapid.Uint16Range(2, n).Draw(rt, "threshold"), n}
 }
 
@@ -33,7 +33,7 @@ func TestReshareKeepsTheKey(t *testing.T) {
 		p := drawParams(rt)
 		c := keygen(t, p.Threshold, p.Members)
 		key := c.PublicKey
-		for range rapid.IntRange(1, 3).Draw(rt, "epochs") {
+		for range rapid.IntRange(1, 2).Draw(rt, "epochs") {
 			dealers := drawIDs(rt, c.Params, c.Threshold, c.Threshold)
 			p := drawParams(rt)
 			next := c.reshare(t, p.Threshold, p.Members, dealers...)

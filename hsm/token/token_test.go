@@ -357,7 +357,7 @@ func TestKeyURI(t *testing.T) {
 
 func BenchmarkSign(b *testing.B) {
 	for _, clients := range []int{1, 50} {
-		b.Run(fmt.Sprintf("clients=%d", clients), func(b *testing.B) {
+		b.Run(fmt.Sprintf("%d", clients), func(b *testing.B) {
 			_, tok := newToken(b, "alice")
 			k := openKey(b, tok, "p256", nil)
 			digest := sha256.Sum256([]byte("m"))

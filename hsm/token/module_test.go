@@ -1,0 +1,182 @@
+package token_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/hsm/token"
+)
+
+// faultyModule is a store behind a module that does wrong on demand.
+type faultyModule struct {
+	*store
+	fault, logins string // files: what to do wrong; one byte for each login
+}
+
+func newFaultyModule(t *testing.T) *faultyModule {
+	t.Helper()
+	s := newStore(t)
+	if _, err := exec.LookPath("gcc"); err != nil {
+		t.Skip("needs gcc to build a faulty module")
+	}
+	headers, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/miekg/pkcs11").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	f := &faultyModule{s, filepath.Join(dir, "fault"), filepath.Join(dir, "logins")}
+	f.cfg.Module = filepath.Join(dir, "faulty.so")
+	build := exec.Command("gcc", "-shared", "-fPIC", "-Wall", "-I", strings.TrimSpace(string(headers)), "-o", f.cfg.Module, "testdata/faulty.c", "-ldl")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build faulty module: %v\n%s", err, out)
+	}
+	f.cfg.Env = []string{"PKCS11_FAULT=" + f.fault, "PKCS11_LOGINS=" + f.logins}
+	f.cfg.Timeout = 2 * time.Second
+	f.do(t, "")
+	f.init(t, "alice")
+	return f
+}
+
+// do sets what the module does wrong from now on.
+func (f *faultyModule) do(t *testing.T, fault string) {
+	t.Helper()
+	if err := os.WriteFile(f.fault, []byte(fault), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tries counts the PINs that reached the token since the last call.
+func (f *faultyModule) tries(t *testing.T) int {
+	t.Helper()
+	text, err := os.ReadFile(f.logins)
+	if err == nil {
+		err = os.Remove(f.logins)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	return len(text)
+}
+
+func TestFaultySignatures(t *testing.T) {
+	f := newFaultyModule(t)
+	tok := f.open(t, "alice")
+	generate(t, tok, "p256", hsm.KindP256)
+	k := openKey(t, tok, "p256", nil)
+	for fault, want := range map[string]error{
+		"garbage": hsm.ErrWrongIdentity,
+		"short":   hsm.ErrWrongIdentity,
+		"empty":   hsm.ErrWrongIdentity,
+		"hang":    hsm.ErrTimeout,
+		"crash":   hsm.ErrGone,
+		"exit":    hsm.ErrGone,
+		"removed": hsm.ErrGone,
+	} {
+		f.do(t, fault)
+		sig, err := hsm.SignMessage(context.Background(), k, []byte("m"))
+		if sig != nil || !errors.Is(err, want) {
+			t.Errorf("%s: got %d bytes and %v, want %v", fault, len(sig), err, want)
+		}
+		f.do(t, "")
+		if err := sign(k); err != nil {
+			t.Errorf("after %s: %v", fault, err)
+		}
+	}
+}
+
+func TestPINTriesLeft(t *testing.T) {
+	f := newFaultyModule(t)
+	ctx := context.Background()
+	var asked []string
+	source := func(_ context.Context, prompt string) ([]byte, error) {
+		asked = append(asked, prompt)
+		return []byte(userPIN), nil
+	}
+	tests := []struct {
+		fault       string
+		interactive bool
+		want        error
+		prompt      string // that is shown, empty if none may be
+		tries       int    // PINs that may reach the token
+	}{
+		{"", false, nil, "PIN of token alice", 1},
+		{"count-low", false, nil, "a wrong PIN was tried before", 1},
+		{"final-try", false, hsm.ErrLocked, "", 0},
+		{"final-try", true, nil, "LAST TRY", 1},
+		{"locked", false, hsm.ErrLocked, "", 0},
+		{"locked", true, hsm.ErrLocked, "", 0},
+		{"locks", true, hsm.ErrLocked, "PIN of token alice", 1},
+	}
+	f.tries(t)
+	for _, test := range tests {
+		f.do(t, test.fault)
+		asked = nil
+		cfg := f.cfg
+		cfg.Interactive = test.interactive
+		tok, err := token.Open(ctx, cfg, "pkcs11:token=alice", source)
+		if tok != nil {
+			tok.Close()
+		}
+		if !errors.Is(err, test.want) {
+			t.Errorf("%+v: %v", test, err)
+		}
+		if prompts := strings.Join(asked, "\n"); (prompts == "") != (test.prompt == "") || !strings.Contains(prompts, test.prompt) {
+			t.Errorf("%+v: asked %q", test, prompts)
+		}
+		if got := f.tries(t); got != test.tries {
+			t.Errorf("%+v: %d PINs reached the token", test, got)
+		}
+	}
+}
+
+// A token that turns out to be on its last try while the program runs is not
+// tried by a restarted helper.
+func TestFinalTryRespectedOnRestart(t *testing.T) {
+	f := newFaultyModule(t)
+	tok := f.open(t, "alice")
+	generate(t, tok, "p256", hsm.KindP256)
+	k := openKey(t, tok, "p256", nil)
+	f.tries(t)
+	f.do(t, "crash")
+	if err := sign(k); err == nil {
+		t.Fatal("signed by a crashing module")
+	}
+	f.tries(t)
+	f.do(t, "final-try")
+	for range 3 {
+		if err := sign(k); !errors.Is(err, hsm.ErrLocked) {
+			t.Errorf("got %v, want ErrLocked", err)
+		}
+	}
+	if n := f.tries(t); n != 0 {
+		t.Errorf("%d PINs reached the token", n)
+	}
+	f.do(t, "")
+	if err := sign(k); err != nil {
+		t.Errorf("after it was unlocked elsewhere: %v", err)
+	}
+}
+
+func TestAttackEscapesInTokenInfo(t *testing.T) {
+	f := newFaultyModule(t)
+	f.do(t, "escape")
+	tok := f.open(t, "alice")
+	info, err := tok.Info(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(info.Manufacturer, "?[31mEvil?") {
+		t.Errorf("manufacturer is %q", info.Manufacturer)
+	}
+	generate(t, tok, "p256", hsm.KindP256)
+	if got := openKey(t, tok, "p256", nil).Info(); got.Class != hsm.ClassSelfDeclared || strings.ContainsAny(got.Manufacturer, "\x1b\n") {
+		t.Errorf("info is %+v", got)
+	}
+}
