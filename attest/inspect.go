@@ -75,7 +75,7 @@ func inspectQuote(f QuoteFiles) (*QuoteReport, error) {
 		return nil, err
 	}
 	if unmeasured(signature.Hash, s) {
-		return nil, errors.New("every quoted PCR is all zeros: there was no measured boot")
+		return nil, errors.New("every quoted PCR is as a reset leaves it, all zeros: there was no measured boot")
 	}
 	r := &QuoteReport{
 		Selection: selection, PCRDigest: hex.EncodeToString(s.pcrDigest),
@@ -193,14 +193,45 @@ func (b Bank) size() int {
 	return h.Size()
 }
 
-// unmeasured reports whether the signed digest is that of zeros only, which
-// shows without anyone telling the values.
+// unmeasured reports whether the signed digest is that of PCRs as a reset leaves
+// them: zeros, and ones in PCR 17 to 22 unless a dynamic launch began (PC Client
+// platform TPM profile). This shows without anyone telling the values.
 func unmeasured(h crypto.Hash, s *statement) bool {
-	var zeros [][]byte
-	for _, bank := range s.banks {
-		zeros = append(zeros, make([]byte, bank.size()*len(bank.PCRs)))
+	for _, dynamic := range []byte{0x00, 0xff} {
+		var values [][]byte
+		for _, bank := range s.banks {
+			for _, pcr := range bank.PCRs {
+				fill := byte(0)
+				if pcr >= 17 && pcr <= 22 {
+					fill = dynamic
+				}
+				values = append(values, bytes.Repeat([]byte{fill}, bank.size()))
+			}
+		}
+		if bytes.Equal(digestOf(h, values), s.pcrDigest) {
+			return true
+		}
 	}
-	return bytes.Equal(digestOf(h, zeros), s.pcrDigest)
+	return false
+}
+
+// checkFirmware refuses values in which the firmware measured nothing into any
+// of the quoted PCR 0 to 7.
+func checkFirmware(values map[int][]byte) error {
+	quoted, measured := 0, 0
+	for pcr, v := range values {
+		if pcr > 7 {
+			continue
+		}
+		quoted++
+		if !bytes.Equal(v, make([]byte, len(v))) {
+			measured++
+		}
+	}
+	if quoted > 0 && measured == 0 {
+		return errors.New("PCR 0 to 7 are all zeros where quoted: there was no measured boot")
+	}
+	return nil
 }
 
 // checkPCRs compares the values given with the signed digest, then the log with
@@ -224,6 +255,11 @@ func (r *QuoteReport) checkPCRs(f QuoteFiles, h crypto.Hash, s *statement) error
 	}
 	if !bytes.Equal(digestOf(h, ordered), s.pcrDigest) {
 		return fmt.Errorf("the signed digest %x is not that of the PCR values given", s.pcrDigest)
+	}
+	for _, bank := range s.banks {
+		if err := checkFirmware(values[bank.Algorithm]); err != nil {
+			return err
+		}
 	}
 	r.PCRsChecked = true
 	if f.Log == nil {
