@@ -147,6 +147,13 @@ func (a *Authority) lease(n *Node, number uint64, given []*Presented) Lease {
 	return l
 }
 
+// WouldPass reports whether the evidence would pass in the next epoch, for a
+// notary that chooses what to put forward.
+func (a *Authority) WouldPass(p *Presented) bool {
+	n, ok := a.state.Nodes[Digest(p.Evidence.Node)]
+	return ok && a.appraise(n, p, attest.DomainEpoch, Digest{}, a.state.epochFloor(n)).Passed()
+}
+
 // epochFloor is the size of the log that evidence for the next epoch must at
 // least have seen: past the last epoch, and past the node's own enrolment.
 func (s *State) epochFloor(n *Node) uint64 {

@@ -1,0 +1,151 @@
+package notary
+
+import (
+	"crypto"
+	"errors"
+	"fmt"
+
+	"github.com/keyturn/keyturn/hsm/frost"
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/dsse"
+)
+
+// signBooks is what the mail about one signature adds up to. It is a pure
+// function of the messages in their order, so all notaries who read the same
+// mail agree on sessions, cheats and the signature.
+type signBooks struct {
+	group     *frost.Group
+	roast     *frost.Roast
+	attempt   uint32
+	faults    int
+	open      map[uint16]*frost.Session // by signer that owes a share
+	lists     map[int]Digest
+	waiting   map[uint16]*signoff.Signing // offers for the attempt after this
+	signature *[64]byte
+	cheats    []cheat
+}
+
+// A cheat is a notary shown to have sent a wrong share, with the signed
+// message that shows it.
+type cheat struct {
+	notary Digest
+	line   []byte
+	err    error
+}
+
+// signer is a notary as its messages are checked.
+type signer struct {
+	index  uint16
+	public crypto.PublicKey
+}
+
+func newSignBooks(group *frost.Group, message []byte, faults int) (*signBooks, error) {
+	roast, err := frost.NewRoast(group, message)
+	if err != nil {
+		return nil, err
+	}
+	return &signBooks{group: group, roast: roast, attempt: 1, faults: faults, open: map[uint16]*frost.Session{},
+		lists: map[int]Digest{}, waiting: map[uint16]*signoff.Signing{}}, nil
+}
+
+// listDigest names a list of commitments.
+func listDigest(list []frost.Commitment) Digest {
+	var fields [][]byte
+	for _, c := range list {
+		b, err := c.MarshalBinary()
+		if err != nil {
+			return Digest{}
+		}
+		fields = append(fields, b)
+	}
+	return dsse.Sum("keyturn/frost-list/v1", fields...)
+}
+
+// note takes one message. Whatever is not a well-formed message of a notary
+// about this very payload is passed over.
+func (b *signBooks) note(line []byte, charter, payload Digest, signers map[Digest]signer) {
+	doc, err := signoff.ReadLine(line)
+	if err != nil {
+		return
+	}
+	m, ok := doc.Doc.(*signoff.Signing)
+	if !ok || m.Charter != charter || m.Payload != payload || b.signature != nil {
+		return
+	}
+	who, ok := signers[m.Notary]
+	if !ok || doc.Verify(who.public) != nil {
+		return
+	}
+	switch m.Attempt {
+	case b.attempt:
+		b.take(m, who.index, line)
+	case b.attempt + 1:
+		b.wait(m, who.index, line)
+	}
+}
+
+func (b *signBooks) take(m *signoff.Signing, index uint16, line []byte) {
+	if len(m.Share) == 32 && m.List == b.lists[m.Session] {
+		sig, err := b.roast.Deliver(m.Session, index, [32]byte(m.Share))
+		var wrong *frost.CheatError
+		switch {
+		case errors.As(err, &wrong):
+			b.cheats = append(b.cheats, cheat{m.Notary, line, err})
+			delete(b.open, index)
+			return
+		case err == nil:
+			delete(b.open, index)
+			b.signature = sig
+		}
+	}
+	if len(m.Offer) > 0 && b.signature == nil {
+		b.offer(m, index, line)
+	}
+}
+
+func (b *signBooks) offer(m *signoff.Signing, index uint16, line []byte) {
+	var c frost.Commitment
+	if err := c.UnmarshalBinary(m.Offer); err != nil || c.ID != index {
+		b.cheats = append(b.cheats, cheat{m.Notary, line, fmt.Errorf("notary: offer of member %d does not decode as its own: %w", index, err)})
+		return
+	}
+	session, err := b.roast.Offer(c)
+	if err != nil || session == nil {
+		return
+	}
+	b.lists[session.Number] = listDigest(session.Commitments)
+	for _, c := range session.Commitments {
+		b.open[c.ID] = session
+	}
+}
+
+// wait keeps offers for the next attempt. It begins once more notaries than
+// can be hostile ask for it, so none alone can keep starting over.
+func (b *signBooks) wait(m *signoff.Signing, index uint16, line []byte) {
+	if len(m.Offer) == 0 {
+		return
+	}
+	b.waiting[index] = m
+	if len(b.waiting) <= b.faults {
+		return
+	}
+	b.attempt++
+	b.roast.Retry()
+	clear(b.open)
+	waiting := b.waiting
+	b.waiting = map[uint16]*signoff.Signing{}
+	for id := uint16(1); id <= b.group.Members; id++ {
+		if w, ok := waiting[id]; ok {
+			b.offer(w, id, line)
+		}
+	}
+}
+
+// openFor is the session that awaits this signer's share, or nil.
+func (b *signBooks) openFor(index uint16) *frost.Session { return b.open[index] }
+
+func (b *signBooks) takeCheats() []cheat {
+	out := b.cheats
+	b.cheats = nil
+	return out
+}

@@ -1,0 +1,198 @@
+package notary
+
+import (
+	"context"
+	"time"
+
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/api"
+	"github.com/keyturn/keyturn/signoff/authority"
+	"github.com/keyturn/keyturn/signoff/proof"
+)
+
+// A look is a consistent view of what a duty decides by. State is the fold at
+// the newest checkpoint; entries below Final are final.
+type look struct {
+	auth  *authority.Authority
+	state *authority.State
+	final uint64
+	now   time.Time
+	woken bool
+}
+
+// isFinal reports whether the entry at index is final.
+func (l look) isFinal(index uint64) bool { return index < l.final }
+
+// onTime reports whether fold time is near enough to the own clock to let
+// something happen.
+func (l look) onTime() bool {
+	lag := l.now.Unix() - l.state.Time
+	return lag <= maxLag && lag >= -maxLag
+}
+
+// A duty looks and returns what to do about it, or nil. The doing runs
+// without the lock on the state.
+type duty struct {
+	name string
+	plan func(look) (func(context.Context) error, error)
+}
+
+// duties goes round until ctx ends. A duty that fails is tried next time.
+func (n *Notary) duties(ctx context.Context) error {
+	list := []duty{
+		{"key generation", n.planKeygen}, {"tick", n.planTick}, {"activation", n.planActivation},
+		{"warrant", n.planSign}, {"release", n.planRelease}, {"epoch", n.planEpoch}, {"halt", n.planHalts},
+	}
+	for ctx.Err() == nil {
+		for _, d := range list {
+			if err := n.perform(ctx, d); err != nil && ctx.Err() == nil {
+				n.cfg.Log.Warn("duty failed, will try again", "duty", d.name, "err", err)
+			}
+		}
+		pause(ctx, 50*time.Millisecond)
+	}
+	return nil
+}
+
+func (n *Notary) perform(ctx context.Context, d duty) error {
+	if n.store.position().Size == 0 {
+		return nil
+	}
+	var act func(context.Context) error
+	err := n.view(func(l look) (err error) {
+		if l.state.InForce {
+			act, err = d.plan(l)
+		}
+		return err
+	})
+	if err != nil || act == nil {
+		return err
+	}
+	return act(ctx)
+}
+
+func (n *Notary) view(fn func(look) error) error {
+	return n.follower.View(func(a *authority.Authority, _ proof.Checkpoint, _ []byte) error {
+		n.mu.Lock()
+		l := look{auth: a, state: a.State(), final: n.finalSize, now: time.Now(), woken: time.Since(n.woken) < 10*time.Second}
+		n.mu.Unlock()
+		return fn(l)
+	})
+}
+
+// Ticks: a notary ticks when another has, when it was woken and time is a few
+// seconds old, and otherwise every tickEvery seconds while anything is open.
+const (
+	tickEvery = 20
+	tickWoken = 2
+)
+
+func (n *Notary) planTick(l look) (func(context.Context) error, error) {
+	s := l.state
+	if _, done := s.Ticks.Times[n.id]; done {
+		return nil, nil
+	}
+	age := l.now.Unix() - s.Time
+	due := len(s.Ticks.Times) > 0 || (l.woken && age >= tickWoken) || (busy(s) && age >= tickEvery)
+	if !due || age < 0 {
+		return nil, nil
+	}
+	t := &signoff.Tick{Charter: s.ID, Notary: n.id, Round: s.Ticks.Round, Time: l.now.Unix()}
+	return func(ctx context.Context) error { return n.append(ctx, t) }, nil
+}
+
+// busy reports whether something waits for time: nodes or open requests.
+func busy(s *authority.State) bool {
+	for _, node := range s.Nodes {
+		if !node.Retired {
+			return true
+		}
+	}
+	for _, r := range s.Requests {
+		if r.Ended == "" {
+			return true
+		}
+	}
+	return false
+}
+
+// listen watches for people who ask to be looked at and for halts.
+func (n *Notary) listen(ctx context.Context) error {
+	wake, halts := &mailbox{topic: api.TopicWake}, &mailbox{topic: api.TopicHalts}
+	for ctx.Err() == nil {
+		msgs, err := wake.receive(ctx, n.cfg.Client, time.Second)
+		if err != nil {
+			pause(ctx, 500*time.Millisecond)
+			continue
+		}
+		if len(msgs) > 0 {
+			n.mu.Lock()
+			n.woken = time.Now()
+			n.mu.Unlock()
+		}
+		if msgs, err = halts.receive(ctx, n.cfg.Client, 0); err == nil {
+			n.noteHalts(msgs)
+		}
+	}
+	return nil
+}
+
+// noteHalts remembers halts by their look alone; planHalts appends them, and
+// the fold says whether they count.
+func (n *Notary) noteHalts(msgs [][]byte) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, m := range msgs {
+		doc, err := signoff.ReadLine(m)
+		if err != nil {
+			continue
+		}
+		if _, ok := doc.Doc.(*signoff.Halt); ok && len(n.halts) < 1024 {
+			n.halts[doc.Digest()] = doc
+		}
+	}
+}
+
+// planHalts appends halts that came by mail and are not in the log.
+func (n *Notary) planHalts(l look) (func(context.Context) error, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for id, h := range n.halts {
+		if _, there := l.state.Halts[id]; there {
+			delete(n.halts, id)
+			continue
+		}
+		out, _, err := l.auth.Judge(h.Line(), noBlobs{})
+		if err != nil || out.Void != nil {
+			delete(n.halts, id)
+			continue
+		}
+		return func(ctx context.Context) error {
+			_, err := n.cfg.Client.Append(ctx, h.Line())
+			return err
+		}, nil
+	}
+	return nil, nil
+}
+
+// unloggedHalt reports a halt that came by mail, counts, and covers the
+// request: the log may be slow or the coordinator hostile, the notary stops
+// all the same.
+func (n *Notary) unloggedHalt(l look, request Digest) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for id, h := range n.halts {
+		if _, there := l.state.Halts[id]; there {
+			continue
+		}
+		out, _, err := l.auth.Judge(h.Line(), noBlobs{})
+		if err == nil && out.Void == nil && h.Doc.(*signoff.Halt).Covers(request, Digest{}) {
+			return true
+		}
+	}
+	return false
+}
+
+type noBlobs struct{}
+
+func (noBlobs) Blob(Digest) ([]byte, error) { return nil, authority.ErrMissingBlob }

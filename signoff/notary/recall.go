@@ -1,0 +1,165 @@
+package notary
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"time"
+
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/api"
+	"github.com/keyturn/keyturn/signoff/authority"
+	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/proof"
+)
+
+// An ask is a notary's question after a restart: where do you stand?
+type ask struct {
+	Notary Digest `json:"notary"`
+	Nonce  []byte `json:"nonce"` // 16 random bytes
+}
+
+// recall asks the other notaries, after a restart, for the checkpoint each
+// cosigned last, waits for q-1 answers and catches up to the highest. A notary
+// whose disk was rolled back would otherwise cosign a second branch in good
+// faith. One that has never cosigned anything has nothing to forget.
+func (n *Notary) recall(ctx context.Context) error {
+	if n.store.position().Size == 0 {
+		return nil
+	}
+	nonce := make([]byte, 16)
+	if _, err := rand.Read(nonce); err != nil {
+		return err
+	}
+	box := &mailbox{topic: api.TopicPositions}
+	answers := map[Digest]signoff.Seen{}
+	asked := time.Time{}
+	for ctx.Err() == nil {
+		if err := n.catchUp(ctx); err != nil {
+			n.cfg.Log.Warn("waiting for the log", "err", err)
+			pause(ctx, time.Second)
+			continue
+		}
+		if time.Since(asked) > 3*time.Second {
+			q, err := dsse.Encode(ask{n.id, nonce})
+			if err != nil {
+				return err
+			}
+			if err := n.cfg.Client.Send(ctx, api.TopicPositions, q); err != nil {
+				pause(ctx, time.Second)
+				continue
+			}
+			asked = time.Now()
+		}
+		msgs, err := box.receive(ctx, n.cfg.Client, time.Second)
+		if err != nil {
+			pause(ctx, time.Second)
+			continue
+		}
+		enough, err := n.takeAnswers(msgs, nonce, answers)
+		if err != nil {
+			n.cfg.Log.Warn("waiting for the other notaries", "err", err)
+			continue
+		}
+		// Answer others who restarted at the same time, or all would wait
+		// for each other.
+		n.replyAll(ctx, msgs)
+		if enough {
+			return nil
+		}
+	}
+	return ctx.Err()
+}
+
+// catchUp folds the newest checkpoint without cosigning it.
+func (n *Notary) catchUp(ctx context.Context) error {
+	note, err := n.cfg.Client.Checkpoint(ctx, false, 1, time.Second)
+	if err != nil {
+		return err
+	}
+	if _, err := n.follower.Committed(ctx, note); err != nil {
+		return err
+	}
+	if err := n.whoAmI(); err != nil {
+		return err
+	}
+	return n.extends(n.store.position())
+}
+
+// takeAnswers counts notaries whose position is on the log that was folded;
+// a higher position that is not there yet is waited for.
+func (n *Notary) takeAnswers(msgs [][]byte, nonce []byte, answers map[Digest]signoff.Seen) (bool, error) {
+	enough := false
+	err := n.follower.View(func(a *authority.Authority, _ proof.Checkpoint, _ []byte) error {
+		s := a.State()
+		for _, m := range msgs {
+			doc, err := signoff.ReadLine(m)
+			if err != nil {
+				continue
+			}
+			p, ok := doc.Doc.(*signoff.Position)
+			if !ok || p.Charter != s.ID || p.Notary == n.id || !bytes.Equal(p.Answer, nonce) {
+				continue
+			}
+			y, _, ok := s.Notary(p.Notary)
+			if !ok {
+				continue
+			}
+			pub, err := y.Signing.Public()
+			if err == nil && doc.Verify(pub) == nil {
+				answers[p.Notary] = p.Seen
+			}
+		}
+		count := 0
+		for _, seen := range answers {
+			if root, ok := a.RootAt(seen.Size); seen.Size == 0 || (ok && root == seen.Root) {
+				count++
+			}
+		}
+		enough = count >= s.Charter.Quorum()-1
+		if len(answers) > count {
+			return fmt.Errorf("notary: %d notaries are ahead of this log or on another", len(answers)-count)
+		}
+		return nil
+	})
+	return enough, err
+}
+
+// answerPositions answers other notaries' questions.
+func (n *Notary) answerPositions(ctx context.Context) error {
+	box := &mailbox{topic: api.TopicPositions}
+	for ctx.Err() == nil {
+		msgs, err := box.receive(ctx, n.cfg.Client, 5*time.Second)
+		if err != nil {
+			pause(ctx, time.Second)
+			continue
+		}
+		n.replyAll(ctx, msgs)
+	}
+	return nil
+}
+
+func (n *Notary) replyAll(ctx context.Context, msgs [][]byte) {
+	for _, m := range msgs {
+		var q ask
+		if dsse.Decode(m, &q) != nil || q.Notary == n.id || len(q.Nonce) != 16 {
+			continue
+		}
+		p := &signoff.Position{Charter: n.cfg.Charter, Notary: n.id, Seen: n.store.position(), Answer: q.Nonce}
+		doc, err := signoff.Sign(ctx, n.cfg.Signing, p)
+		if err == nil {
+			err = n.cfg.Client.Send(ctx, api.TopicPositions, doc.Line())
+		}
+		if err != nil {
+			n.cfg.Log.Warn("cannot answer a notary that restarted", "err", err)
+		}
+	}
+}
+
+// StatePosition signs, for a recovery under the new log key, which checkpoint
+// this notary cosigned last. It is an act of the notary's operator: after it
+// the notary must not cosign under the old log key again.
+func (n *Notary) StatePosition(ctx context.Context, newLogKey Digest) (*signoff.Signed, error) {
+	return signoff.Sign(ctx, n.cfg.Signing, &signoff.Position{Charter: n.cfg.Charter, Notary: n.id, Seen: n.store.position(), Answer: newLogKey[:]})
+}
