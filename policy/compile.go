@@ -53,7 +53,10 @@ func (p *Policy) Compile(roster Roster, limits Limits) (*Compiled, error) {
 		}
 		c.rules[r.Action] = b
 	}
-	return c, c.compare()
+	if err := c.compare(); err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 func (l Limits) validate() error {
