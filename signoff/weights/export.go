@@ -196,16 +196,18 @@ func sameContent(ctx context.Context, a, b *os.File) (bool, error) {
 	if err != nil || ai.Size() != bi.Size() {
 		return false, err
 	}
-	ab, bb := make([]byte, readSize), make([]byte, readSize)
+	ab, bb := readBuffers.Get().(*[readSize]byte), readBuffers.Get().(*[readSize]byte)
+	defer readBuffers.Put(ab)
+	defer readBuffers.Put(bb)
 	for off := int64(0); off < ai.Size(); off += readSize {
 		if err := ctx.Err(); err != nil {
 			return false, err
 		}
-		n, err := a.ReadAt(ab, off)
+		n, err := a.ReadAt(ab[:], off)
 		if err != nil && !errors.Is(err, io.EOF) {
 			return false, err
 		}
-		m, err := b.ReadAt(bb, off)
+		m, err := b.ReadAt(bb[:], off)
 		if err != nil && !errors.Is(err, io.EOF) {
 			return false, err
 		}

@@ -1,11 +1,11 @@
 package weights
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path"
 	"strconv"
@@ -92,16 +92,19 @@ func (s *sealedFile) checkSize(want File) error {
 }
 
 func (s *sealedFile) readHeader() error {
+	var head [stream.BodyOffset]byte
+	if _, err := s.ReadAt(head[:], 0); err != nil {
+		return err
+	}
 	var err error
-	s.header, err = stream.ParseHeader(io.NewSectionReader(s.File, 0, stream.HeaderSize))
-	if err != nil {
+	if s.header, err = stream.ParseHeader(bytes.NewReader(head[:stream.HeaderSize])); err != nil {
 		return err
 	}
 	if s.header.Size != stream.HeaderSize {
 		return fmt.Errorf("header of %d bytes where keyturn writes %d", s.header.Size, stream.HeaderSize)
 	}
-	_, err = s.ReadAt(s.nonce[:], stream.HeaderSize)
-	return err
+	s.nonce = stream.Nonce(head[stream.HeaderSize:])
+	return nil
 }
 
 // stanza finds the one stanza that names the lockbox and checks that it is for

@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 )
 
 // readSize is how much is read at once for hashing; it stays in a core's cache.
 const readSize = 128 << 10
+
+var readBuffers = sync.Pool{New: func() any { return new([readSize]byte) }}
 
 // Verify compares the plaintext directory dir with the manifest: the same files,
 // no others, no links, and every digest. It fails with ErrMismatch at the first
@@ -67,12 +70,13 @@ func sameNames(have []entry, want []File) error {
 // hashFile reads all of f and compares it with want. It returns the size.
 func hashFile(ctx context.Context, f *os.File, want File, sharded bool, m *meter) (int64, error) {
 	d := newDigester(sharded)
-	buf := make([]byte, readSize)
+	buf := readBuffers.Get().(*[readSize]byte)
+	defer readBuffers.Put(buf)
 	for {
 		if err := ctx.Err(); err != nil {
 			return d.size, err
 		}
-		n, err := f.Read(buf)
+		n, err := f.Read(buf[:])
 		d.Write(buf[:n])
 		if m != nil {
 			m.add(want.Name, int64(n))

@@ -158,7 +158,7 @@ func (h *Header) Verify(key FileKey) error {
 // It reads ahead unless r is a *bufio.Reader; Header.Size says where the header
 // ended.
 func ParseHeader(r io.Reader) (*Header, error) {
-	p := &headerReader{r: bufio.NewReader(r)}
+	p := &headerReader{r: bufio.NewReader(r), raw: make([]byte, 0, HeaderSize)}
 	line, err := p.line()
 	if err != nil {
 		return nil, err
@@ -227,11 +227,10 @@ func (p *headerReader) stanza(first string) (Stanza, error) {
 			return Stanza{}, err
 		}
 		// The decoder skips carriage returns; the format has none.
-		data, err := b64.DecodeString(line)
+		s.Body, err = b64.AppendDecode(s.Body, []byte(line))
 		if err != nil || len(line) > column || strings.Contains(line, "\r") {
 			return Stanza{}, fmt.Errorf("stream: stanza %.40s: body line %.80q is not canonical base64 of at most %d columns", s.Type, line, column)
 		}
-		s.Body = append(s.Body, data...)
 		if len(line) < column {
 			return s, nil
 		}
