@@ -1,0 +1,419 @@
+// Package signofftest makes small clusters for tests: people, notaries and a
+// coordinator with software keys, joined by real TLS on the loopback, a real
+// etcd and real tiles. Nothing in it is a mock; only the keys are soft.
+package signofftest
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/hsm/file"
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/api"
+	"github.com/keyturn/keyturn/signoff/authority"
+	"github.com/keyturn/keyturn/signoff/coordinator"
+	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/follow"
+	"github.com/keyturn/keyturn/signoff/log"
+	"github.com/keyturn/keyturn/signoff/log/etcd"
+	"github.com/keyturn/keyturn/signoff/notary"
+	"github.com/keyturn/keyturn/signoff/proof"
+)
+
+// Policy is the policy of a test cluster.
+const Policy = `version: 1
+leases: {epoch: 2, lease: 8, drainGrace: 2}
+rules:
+  - name: export-weights
+    action: weights.export
+    quorum:
+      all:
+        - atLeast: {k: 1, role: security}
+        - atLeast: {k: 1, role: leadership}
+        - atLeast: {k: 1, roles: [security, research, leadership, safety]}
+    veto: [safety]
+    expiry: 86400
+  - name: launch-training
+    action: training.launch
+    quorum: {atLeast: {k: 3, roles: [security, research, leadership, safety]}}
+    veto: [safety]
+    expiry: 86400
+    uses: 4
+  - name: enrol-node
+    action: node.enrol
+    quorum: {atLeast: {k: 2, roles: [security, research]}}
+    expiry: 86400
+  - name: retire-node
+    action: node.retire
+    quorum: {atLeast: {k: 1, role: security}}
+    expiry: 86400
+  - name: change-policy
+    action: policy.change
+    quorum: {atLeast: {k: 4, roles: [security, research, leadership, safety]}}
+    expiry: 86400
+  - name: anyone-may-halt
+    action: halt
+    quorum: {atLeast: {k: 1, roles: [security, research, leadership, safety]}}
+    expiry: 3600
+  - name: resume
+    action: resume
+    quorum: {atLeast: {k: 3, roles: [security, research, leadership, safety]}}
+    expiry: 86400
+`
+
+// A Person is a person with the private halves of the keys.
+type Person struct {
+	Name     string
+	Doc      signoff.Person
+	Signing  hsm.Key
+	Exchange hsm.Decrypter
+}
+
+// A Notary is a notary with the private halves of its keys.
+type Notary struct {
+	Name     string
+	Dir      string
+	Doc      signoff.Notary
+	Signing  hsm.Key
+	Exchange hsm.Decrypter
+	Witness  hsm.Key
+	Sealer   hsm.Sealer
+	stop     context.CancelFunc
+	done     chan struct{}
+}
+
+// A Cluster is a running cluster of alice (research), bob (security), carol
+// (leadership), dave (safety) and erin (security, research), with notaries n1
+// to n4 of which one may be hostile.
+type Cluster struct {
+	T        testing.TB
+	Dir      string
+	Charter  *signoff.Charter
+	ID       signoff.Digest
+	Genesis  [][]byte
+	People   map[string]*Person
+	Notaries []*Notary
+	LogKey   hsm.Key
+	TLS      hsm.Key
+	URL      string
+	Client   *api.Client
+	Follower *follow.Follower
+	Log      *slog.Logger
+
+	listener net.Listener
+	stop     func()
+}
+
+// Keys makes the people, notaries and charter without starting anything.
+// edit, if not nil, changes the charter before it is signed.
+func Keys(t testing.TB, edit func(*signoff.Charter)) *Cluster {
+	t.Helper()
+	c := &Cluster{T: t, Dir: t.TempDir(), People: map[string]*Person{}, Log: slog.New(slog.NewTextHandler(logWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))}
+	c.LogKey, c.TLS = c.key("log", hsm.KindEd25519), c.key("tls", hsm.KindP256)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.listener, c.URL = listener, "https://"+listener.Addr().String()
+	c.Charter = &signoff.Charter{
+		Name: "test-cluster", Format: signoff.FormatLevel, Development: true, Created: time.Now().Unix() - 10, Threshold: 3,
+		Faults: 1, Log: c.public(c.LogKey.Public()), Policy: Policy,
+		Coordinators: []signoff.Coordinator{{URL: c.URL, TLS: c.public(c.TLS.Public()).Fingerprint()}},
+	}
+	for _, p := range []struct {
+		name, org string
+		roles     []string
+	}{{"alice", "lab", []string{"research"}}, {"bob", "lab", []string{"security"}}, {"carol", "lab", []string{"leadership"}},
+		{"dave", "watch", []string{"safety"}}, {"erin", "watch", []string{"security", "research"}}} {
+		c.addPerson(p.name, p.org, p.roles)
+	}
+	for i := range 4 {
+		c.addNotary(fmt.Sprintf("n%d", i+1))
+	}
+	if edit != nil {
+		edit(c.Charter)
+	}
+	c.found()
+	return c
+}
+
+func (c *Cluster) uri(name string) string { return "file:" + filepath.Join(c.Dir, name+".pem") }
+
+func (c *Cluster) key(name string, kind hsm.Kind) hsm.Key {
+	c.T.Helper()
+	c.generate(name, kind)
+	k, err := file.Open(c.uri(name), nil)
+	c.must(err)
+	return k
+}
+
+func (c *Cluster) exchange(name string) hsm.Decrypter {
+	c.T.Helper()
+	c.generate(name, hsm.KindECDH)
+	k, err := file.OpenDecrypter(c.uri(name), nil)
+	c.must(err)
+	return k
+}
+
+func (c *Cluster) generate(name string, kind hsm.Kind) {
+	c.T.Helper()
+	_, err := file.Generate(c.uri(name), kind)
+	c.must(err)
+}
+
+func (c *Cluster) must(err error) {
+	c.T.Helper()
+	if err != nil {
+		c.T.Fatal(err)
+	}
+}
+
+func (c *Cluster) public(pub any) signoff.PublicKey {
+	c.T.Helper()
+	k, err := signoff.NewPublicKey(pub, hsm.ClassSoftware)
+	c.must(err)
+	return k
+}
+
+func (c *Cluster) addPerson(name, org string, roles []string) {
+	p := &Person{Name: name, Signing: c.key(name, hsm.KindP256), Exchange: c.exchange(name + "-x")}
+	p.Doc = signoff.Person{Name: name, Organisation: org, Roles: roles, Signing: c.public(p.Signing.Public()), Exchange: c.public(p.Exchange.PublicKey())}
+	c.People[name] = p
+	c.Charter.People = append(c.Charter.People, p.Doc)
+}
+
+func (c *Cluster) addNotary(name string) {
+	n := &Notary{Name: name, Dir: filepath.Join(c.Dir, name), Signing: c.key(name, hsm.KindP256), Exchange: c.exchange(name + "-x"), Witness: c.key(name+"-w", hsm.KindEd25519)}
+	c.generate(name+"-s", hsm.KindSeal)
+	sealer, err := file.OpenSealer(c.uri(name + "-s"))
+	c.must(err)
+	n.Sealer = sealer
+	n.Doc = signoff.Notary{Name: name, Organisation: "org-" + name, Signing: c.public(n.Signing.Public()), Exchange: c.public(n.Exchange.PublicKey()), Witness: c.public(n.Witness.Public())}
+	c.Notaries = append(c.Notaries, n)
+	c.Charter.Notaries = append(c.Charter.Notaries, n.Doc)
+}
+
+// found signs the charter and everybody's acceptance of it.
+func (c *Cluster) found() {
+	c.T.Helper()
+	ctx := context.Background()
+	first, err := signoff.Sign(ctx, c.People[c.Charter.People[0].Name].Signing, c.Charter)
+	c.must(err)
+	c.ID = first.Digest()
+	c.Genesis = [][]byte{first.Line()}
+	for _, p := range c.Charter.People {
+		a, err := signoff.Sign(ctx, c.People[p.Name].Signing, &signoff.Acceptance{Charter: c.ID, Person: p.ID()})
+		c.must(err)
+		c.Genesis = append(c.Genesis, a.Line())
+	}
+}
+
+// Start runs the coordinator and all notaries and waits for the group key.
+func Start(t testing.TB, edit func(*signoff.Charter)) *Cluster {
+	t.Helper()
+	c := Keys(t, edit)
+	c.StartCoordinator()
+	client, err := api.NewClient([]api.Endpoint{{URL: c.URL, TLS: c.Charter.Coordinators[0].TLS}}, nil)
+	c.must(err)
+	c.Client = client
+	c.Follower, err = follow.New(c.ID, client, nil)
+	c.must(err)
+	for _, n := range c.Notaries {
+		c.must(notary.Init(n.Dir, c.ID))
+		c.StartNotary(n)
+	}
+	c.Wait("a group key", func(s *authority.State) bool { return s.Group != nil })
+	return c
+}
+
+// StartCoordinator runs the coordinator on what its directory holds.
+func (c *Cluster) StartCoordinator() {
+	c.T.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	order, err := etcd.OpenEmbedded(ctx, filepath.Join(c.Dir, "etcd"))
+	c.must(err)
+	archive, err := log.Open(filepath.Join(c.Dir, "log"))
+	c.must(err)
+	co, err := coordinator.New(ctx, coordinator.Config{Charter: c.ID, Genesis: c.Genesis, Order: order, Archive: archive, LogKey: c.LogKey, Log: c.Log})
+	c.must(err)
+	if c.listener == nil {
+		c.listener, err = net.Listen("tcp", c.URL[len("https://"):])
+		c.must(err)
+	}
+	srv := &http.Server{Handler: co.Handler(), ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug)}
+	done := make(chan struct{})
+	go func() { defer close(done); co.Run(ctx) }()
+	l := tls.NewListener(c.listener, &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{selfSigned(c.T, c.TLS)}})
+	go srv.Serve(l)
+	c.listener = nil
+	c.stop = func() {
+		srv.Close()
+		cancel()
+		<-done
+		archive.Close()
+		order.Close()
+	}
+	c.T.Cleanup(c.StopCoordinator)
+}
+
+// StopCoordinator stops it; StartCoordinator can follow.
+func (c *Cluster) StopCoordinator() {
+	if c.stop != nil {
+		c.stop()
+		c.stop = nil
+	}
+}
+
+func selfSigned(t testing.TB, k hsm.Key) tls.Certificate {
+	t.Helper()
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, k.Public(), k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: k}
+}
+
+// StartNotary runs one notary on what its directory holds.
+func (c *Cluster) StartNotary(n *Notary) {
+	c.T.Helper()
+	y, err := notary.New(notary.Config{Charter: c.ID, Dir: n.Dir, Client: c.Client, Signing: n.Signing, Exchange: n.Exchange,
+		Witness: n.Witness, Sealer: n.Sealer, Log: c.Log.With("notary", n.Name)})
+	c.must(err)
+	ctx, cancel := context.WithCancel(context.Background())
+	n.stop, n.done = cancel, make(chan struct{})
+	go func() {
+		defer close(n.done)
+		if err := y.Run(ctx); err != nil && ctx.Err() == nil {
+			c.T.Errorf("notary %s: %v", n.Name, err)
+		}
+	}()
+	c.T.Cleanup(n.Stop)
+}
+
+// Stop stops the notary; StartNotary can follow.
+func (n *Notary) Stop() {
+	if n.stop != nil {
+		n.stop()
+		<-n.done
+		n.stop = nil
+	}
+}
+
+// Sync brings the cluster's own follower to the newest final checkpoint.
+func (c *Cluster) Sync(minSize uint64) {
+	c.T.Helper()
+	ctx := context.Background()
+	note, err := c.Client.Checkpoint(ctx, true, minSize, 20*time.Second)
+	c.must(err)
+	_, err = c.Follower.Final(ctx, note)
+	c.must(err)
+}
+
+// State looks at the followed state.
+func (c *Cluster) State(fn func(*authority.Authority, *authority.State)) {
+	c.T.Helper()
+	c.must(c.Follower.View(func(a *authority.Authority, _ proof.Checkpoint, _ []byte) error {
+		fn(a, a.State())
+		return nil
+	}))
+}
+
+// Wait syncs until the final state satisfies ok.
+func (c *Cluster) Wait(what string, ok func(*authority.State) bool) {
+	c.T.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		c.Sync(c.Follower.Seen().Size)
+		done := false
+		c.State(func(_ *authority.Authority, s *authority.State) { done = ok(s) })
+		if done {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.T.Fatalf("waited 30 s for %s", what)
+		}
+		time.Sleep(30 * time.Millisecond)
+	}
+}
+
+// Sign signs a document by a person.
+func (c *Cluster) Sign(person string, d signoff.Document) *signoff.Signed {
+	c.T.Helper()
+	s, err := signoff.Sign(context.Background(), c.People[person].Signing, d)
+	c.must(err)
+	return s
+}
+
+// Append appends a document and waits until it is final.
+func (c *Cluster) Append(s *signoff.Signed) error {
+	c.T.Helper()
+	out, err := c.Client.Append(context.Background(), s.Line())
+	if err != nil {
+		return err
+	}
+	if out.Void != "" {
+		return fmt.Errorf("void: %s", out.Void)
+	}
+	c.Sync(out.Index + 1)
+	return nil
+}
+
+// Tick wakes the notaries until fold time is near the clock.
+func (c *Cluster) Tick() {
+	c.T.Helper()
+	c.must(c.Client.Send(context.Background(), api.TopicWake, []byte("now")))
+	c.Wait("the time", func(s *authority.State) bool { return time.Now().Unix()-s.Time < 5 })
+}
+
+// Nonce returns 16 random bytes.
+func Nonce() []byte {
+	b := make([]byte, 16)
+	rand.Read(b)
+	return b
+}
+
+// Request fills in what every request has. Fill the part in edit.
+func (c *Cluster) Request(person, action string, edit func(*signoff.Request)) *signoff.Signed {
+	c.T.Helper()
+	now := time.Now().Unix()
+	r := &signoff.Request{Charter: c.ID, Action: action, Requester: c.People[person].Doc.ID(), Purpose: "a test", Created: now, Expiry: now + 3600, Nonce: Nonce(), Seen: c.Follower.Seen()}
+	edit(r)
+	return c.Sign(person, r)
+}
+
+// Decide makes a person's decision on a request in the log, without shares.
+func (c *Cluster) Decide(person string, request signoff.Digest, d signoff.Decision) *signoff.Signed {
+	c.T.Helper()
+	now := time.Now().Unix()
+	a := &signoff.Approval{Charter: c.ID, Request: request, Person: c.People[person].Doc.ID(), Decision: d, Reason: "a test", Created: now, Expiry: now + 3000, Nonce: Nonce(), Seen: c.Follower.Seen()}
+	c.State(func(_ *authority.Authority, s *authority.State) {
+		rule, _, err := s.Evaluate(s.Requests[request])
+		c.must(err)
+		text, err := s.Display(request)
+		c.must(err)
+		a.Rule, a.Display = s.RuleDigest(rule), dsse.Digest(sha256.Sum256([]byte(text)))
+	})
+	return c.Sign(person, a)
+}
+
+type logWriter struct{ t testing.TB }
+
+func (w logWriter) Write(b []byte) (int, error) {
+	if w.t.Context().Err() == nil {
+		w.t.Log(string(b))
+	}
+	return len(b), nil
+}
