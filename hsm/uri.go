@@ -219,6 +219,9 @@ func parsePath(rest string) (URI, error) {
 	if p != path.Clean(p) || strings.HasPrefix(p, "//") {
 		return URI{}, fmt.Errorf("path %q is not clean; write %q", p, path.Clean(p))
 	}
+	if base := path.Base(p); base == "/" || base == "." || base == ".." {
+		return URI{}, fmt.Errorf("path %q names no file", p)
+	}
 	return URI{Path: p}, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -273,6 +274,32 @@ func TestCloseEndsTheHelper(t *testing.T) {
 	if len(helpers(t)) != 0 {
 		t.Error("a helper was started after Close")
 	}
+}
+
+func TestRestartsLeakNothing(t *testing.T) {
+	_, tok := newToken(t, "alice")
+	k := openKey(t, tok, "p256", nil)
+	count := func() (files, goroutines int) {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries), runtime.NumGoroutine()
+	}
+	if err := sign(k); err != nil {
+		t.Fatal(err)
+	}
+	files, goroutines := count()
+	for range 20 {
+		kill(t, theHelper(t), syscall.SIGKILL)
+		if err := sign(k); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitFor(t, "as many open files and goroutines as before", func() bool {
+		f, g := count()
+		return f <= files && g <= goroutines
+	})
 }
 
 func TestWrongPIN(t *testing.T) {

@@ -226,11 +226,17 @@ func (h *helper) alive() bool {
 func (h *helper) close() {
 	if conn, ok := h.conn.(*net.UnixConn); ok && h.alive() {
 		conn.CloseWrite()
-		select {
-		case <-h.gone:
-		case <-time.After(2 * time.Second):
-		}
+		h.reaped(2 * time.Second)
 	}
 	h.die(fmt.Errorf("helper closed"))
-	<-h.gone
+	h.reaped(time.Second)
+}
+
+// reaped waits for the end of the process, which a dying disk or card reader
+// can hold up for good.
+func (h *helper) reaped(patience time.Duration) {
+	select {
+	case <-h.gone:
+	case <-time.After(patience):
+	}
 }

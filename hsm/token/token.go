@@ -102,10 +102,7 @@ func (t *Token) Info(ctx context.Context) (TokenInfo, error) {
 // ChangePIN replaces the user PIN. A wrong old PIN costs a try. The caller
 // wipes both.
 func (t *Token) ChangePIN(ctx context.Context, old, new []byte) error {
-	h, err := t.helper(ctx)
-	if err == nil {
-		_, err = h.call(ctx, wire.OpChangePIN, old, new, flag(t.cfg.Interactive))
-	}
+	_, err := t.once(ctx, wire.OpChangePIN, old, new, flag(t.cfg.Interactive))
 	return t.explain("change the pin", err)
 }
 

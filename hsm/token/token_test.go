@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -335,6 +336,35 @@ func TestTokens(t *testing.T) {
 	}
 	if labels["alice"] != 1 || labels["bob"] != 1 || len(labels) != 2 {
 		t.Errorf("tokens are %v", labels)
+	}
+}
+
+// Native code stays in the helper: the client and what imports it must build
+// without cgo and never see the module's binding.
+func TestClientHasNoNativeCode(t *testing.T) {
+	list := func(pkg string) string {
+		out, err := exec.Command("go", "list", "-deps", pkg).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(out)
+	}
+	const binding = "github.com/miekg/pkcs11"
+	if strings.Contains(list("github.com/keyturn/keyturn/hsm/token"), binding) {
+		t.Errorf("the client depends on %s", binding)
+	}
+	if !strings.Contains(list("github.com/keyturn/keyturn/cmd/keyturn-token"), binding) {
+		t.Errorf("the helper does not depend on %s: this test checks nothing", binding)
+	}
+}
+
+// By hand the helper does nothing.
+func TestHelperRunByHand(t *testing.T) {
+	for _, args := range [][]string{nil, {"--help"}, {"1234"}} {
+		out, err := exec.Command(helperPath, args...).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "started by other keyturn programs") {
+			t.Errorf("%v: %v, %s", args, err, out)
+		}
 	}
 }
 
