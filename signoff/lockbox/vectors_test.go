@@ -299,6 +299,10 @@ func checkRedealVector(t *testing.T, w *world, v vectors, people []*Share) {
 	}
 	sharing, err := r.Sharing(subs)
 	w.must(err)
+	c := r.slot(m.Holder)
+	deal := Deal{c.Object, c.Side, c.Epoch, c.Index, c.Holder, unhex(t, v.Redeal.Holder.Sealed)}
+	_, err = OpenShare(context.Background(), m.id, c, sharing, deal)
+	w.must(err)
 	for k, c := range hexPoints(sharing) {
 		if c != v.Redeal.Commitments[k] {
 			t.Errorf("re-dealt commitment %d is %s, recorded %s", k, c, v.Redeal.Commitments[k])
