@@ -86,7 +86,8 @@ type Executable struct {
 
 // Inputs are the files that a run is served at InputsPath. Fill writes them,
 // below the directory it is given and nowhere else, before anything is
-// executed; it must close what it opens. Bytes bounds their size.
+// executed; it must close what it opens and return when ctx ends, for Start
+// waits for it. Bytes bounds their size.
 type Inputs struct {
 	Bytes uint64
 	Fill  func(ctx context.Context, dir *os.Root) error

@@ -44,9 +44,14 @@ type Config struct {
 	// Parent is the group that holds the runs' groups, relative to the cgroup
 	// v2 mount. Default "keyturn"; under systemd, name a delegated group.
 	Parent string
-	// UID and GID are what the executable runs as, never 0. Default 65534.
+	// UID and GID are what the executable runs as, never 0. No other process of
+	// the host may have the same: it could read the run's memory and inputs.
+	// Default 2000000000, from a range that no distribution assigns (and not
+	// nobody, whom many daemons share).
 	UID, GID uint32
 }
+
+const defaultUser = 2_000_000_000
 
 // Gate implements enforce.Gate.
 type Gate struct {
@@ -75,7 +80,7 @@ func New(c Config) (*Gate, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Gate{parent: cgroup(filepath.Join(mount, c.Parent)), uid: orNobody(c.UID), gid: orNobody(c.GID)}
+	g := &Gate{parent: cgroup(filepath.Join(mount, c.Parent)), uid: orDefault(c.UID), gid: orDefault(c.GID)}
 	if err := os.MkdirAll(string(g.parent), 0o755); err != nil {
 		return nil, fmt.Errorf("enforce/linux: making the parent group: %w", err)
 	}
@@ -87,9 +92,9 @@ func New(c Config) (*Gate, error) {
 	return g, nil
 }
 
-func orNobody(id uint32) uint32 {
+func orDefault(id uint32) uint32 {
 	if id == 0 {
-		return 65534
+		return defaultUser
 	}
 	return id
 }

@@ -191,7 +191,7 @@ func TestUnprivileged(t *testing.T) {
 	g := gate(t)
 	text, _ := output(t, g, spec(t, "privileges"))
 	for _, want := range []string{
-		"Uid: 65534 65534 65534 65534", "Gid: 65534 65534 65534 65534", "Groups:\n",
+		"Uid: 2000000000 2000000000 2000000000 2000000000", "Gid: 2000000000 2000000000 2000000000 2000000000", "Groups:\n",
 		"CapInh: 0000000000000000", "CapPrm: 0000000000000000", "CapEff: 0000000000000000",
 		"CapBnd: 0000000000000000", "CapAmb: 0000000000000000", "NoNewPrivs: 1", "Seccomp: 2", "core 1 1\n",
 	} {
@@ -276,6 +276,15 @@ func TestInputsAreInvisibleOutside(t *testing.T) {
 	mounts, err := os.ReadFile(inside)
 	if err != nil || !strings.Contains(string(mounts), " "+enforce.InputsPath+" ro,nosuid,nodev,noexec") {
 		t.Errorf("inside, the inputs are not mounted read-only: %v\n%s", err, mounts)
+	}
+	swaps, err := os.ReadFile("/proc/swaps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, enforce.InputsPath) && !strings.Contains(line, "noswap") && strings.Count(string(swaps), "\n") > 1 {
+			t.Errorf("the inputs may be swapped out: %s", line)
+		}
 	}
 	if strings.Contains(string(mounts), "shared:") || strings.Contains(string(mounts), "master:") {
 		t.Errorf("a mount of the run propagates:\n%s", mounts)
