@@ -8,9 +8,9 @@
 // again answers [ErrWrongIdentity], and no signature leaves before it was
 // checked against that public key.
 //
-// The backends live in directories below this one: token (PKCS#11 through a
-// helper process), tpm, vault, sshagent and file. All of them pass the suite in
-// hsmtest. Every error here means no.
+// The backends live in directories below this one, PKCS#11 (through a helper
+// process) in token, development keys in file, and each has to pass the suite
+// in hsmtest. Every error here means no.
 package hsm
 
 import (
