@@ -158,7 +158,11 @@ const copyStep = 64 << 20
 
 func (x *exporting) copy(ctx context.Context, dst, src *os.File) error {
 	if clone(dst, src) == nil {
-		return nil
+		info, err := src.Stat()
+		if err != nil {
+			return err
+		}
+		return dst.Truncate(info.Size()) // a longer file left from a crash keeps its tail
 	}
 	same, err := sameContent(ctx, dst, src)
 	if err != nil || same {
