@@ -88,10 +88,9 @@ func (o *Order) gather(g *group) *request {
 	for len(g.unique) < maxGroup {
 		select {
 		case r := <-o.requests:
-			if g.bytes+len(r.leaf) > maxGroupBytes {
+			if !g.add(r) {
 				return r
 			}
-			g.add(r)
 		default:
 			return nil
 		}
@@ -100,39 +99,43 @@ func (o *Order) gather(g *group) *request {
 }
 
 // A group is what one transaction appends: requests with distinct ids, and
-// those that wait for the outcome of an equal one.
+// those that wait for the outcome of the same append.
 type group struct {
 	unique []*request
 	twins  map[[16]byte][]*request
 	bytes  int
 }
 
-func (g *group) add(r *request) {
+// add reports whether r fits. An id that is there with another leaf does not:
+// one of the two is wrong, and the next transaction tells which.
+func (g *group) add(r *request) bool {
 	for _, u := range g.unique {
-		if u.id == r.id {
-			if g.twins == nil {
-				g.twins = map[[16]byte][]*request{}
-			}
-			g.twins[r.id] = append(g.twins[r.id], r)
-			return
+		if u.id != r.id {
+			continue
 		}
+		if u.sum != r.sum {
+			return false
+		}
+		if g.twins == nil {
+			g.twins = map[[16]byte][]*request{}
+		}
+		g.twins[r.id] = append(g.twins[r.id], r)
+		return true
+	}
+	if len(g.unique) > 0 && g.bytes+len(r.leaf) > maxGroupBytes {
+		return false
 	}
 	g.unique = append(g.unique, r)
 	g.bytes += len(r.leaf)
+	return true
 }
 
 // answer tells a request and those that wait with it.
 func (g *group) answer(r *request, out outcome) {
 	r.done <- out
+	out.existed = out.err == nil
 	for _, twin := range g.twins[r.id] {
-		switch {
-		case out.err != nil:
-			twin.done <- outcome{err: out.err}
-		case twin.sum != r.sum:
-			twin.done <- outcome{err: reused(twin.id)}
-		default:
-			twin.done <- outcome{index: out.index, existed: true}
-		}
+		twin.done <- out
 	}
 }
 
@@ -157,14 +160,12 @@ func (g *group) commit(ctx context.Context, o *Order, at *head) {
 // is written; then it answers those that were appended before, and leaves the
 // others for the next try.
 func (g *group) try(ctx context.Context, o *Order, at *head) error {
-	cmps := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(headKey), "=", at.revision)}
+	cmps := at.unmoved()
 	gets := []clientv3.Op{clientv3.OpGet(headKey)}
 	var puts []clientv3.Op
 	for i, r := range g.unique {
 		index := at.size + uint64(i)
-		// The head alone would do. That an entry is never written over is
-		// compared as well, so that it does not hang on the head alone.
-		cmps = append(cmps, absent(idKey(r.id)), absent(entryKey(index)))
+		cmps = append(cmps, absent(idKey(r.id)))
 		gets = append(gets, clientv3.OpGet(idKey(r.id)))
 		puts = append(puts, clientv3.OpPut(entryKey(index), string(r.leaf)), clientv3.OpPut(idKey(r.id), r.record(index)))
 	}
@@ -183,6 +184,16 @@ func (g *group) try(ctx context.Context, o *Order, at *head) error {
 	*at = head{next, resp.Header.Revision}
 	g.unique = nil
 	return nil
+}
+
+// unmoved says that the head is what was seen. That there is no entry beyond
+// it is compared as well, so that writing over one does not hang on the head
+// alone.
+func (h head) unmoved() []clientv3.Cmp {
+	return []clientv3.Cmp{
+		clientv3.Compare(clientv3.ModRevision(headKey), "=", h.revision),
+		absent(entryKey(h.size)).WithRange(clientv3.GetPrefixRangeEnd(entryPrefix)),
+	}
 }
 
 func absent(key string) clientv3.Cmp {
@@ -269,15 +280,12 @@ func (o *Order) restore(ctx context.Context, at head, leaves [][]byte) (head, er
 	if err := o.space(); err != nil {
 		return head{}, err
 	}
-	cmps := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(headKey), "=", at.revision)}
 	var puts []clientv3.Op
 	for i, l := range leaves {
-		key := entryKey(at.size + uint64(i))
-		cmps = append(cmps, absent(key))
-		puts = append(puts, clientv3.OpPut(key, string(l)))
+		puts = append(puts, clientv3.OpPut(entryKey(at.size+uint64(i)), string(l)))
 	}
 	next := at.size + uint64(len(leaves))
-	resp, err := o.client.Txn(ctx).If(cmps...).Then(append(puts, putHead(next))...).Commit()
+	resp, err := o.client.Txn(ctx).If(at.unmoved()...).Then(append(puts, putHead(next))...).Commit()
 	if err != nil {
 		return head{}, failed(fmt.Sprintf("restore entries from %d", at.size), err)
 	}
