@@ -1,0 +1,124 @@
+// Package keys opens the keys that URIs name. It is the one place where all
+// backends meet.
+package keys
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdh"
+	"fmt"
+	"sync"
+
+	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/hsm/file"
+	"github.com/keyturn/keyturn/hsm/token"
+)
+
+// A Ring opens keys and keeps their tokens open until Close. A PIN is asked
+// for once for each token.
+type Ring struct {
+	pin hsm.PIN
+
+	mu     sync.Mutex
+	tokens map[string]*token.Token
+}
+
+// New returns a ring that asks pin. Interactive allows the last try of a
+// token whose PIN was mistaken before.
+func New(pin hsm.PIN) *Ring { return &Ring{pin: pin, tokens: map[string]*token.Token{}} }
+
+// Token opens the token that a pkcs11: URI names.
+func (r *Ring) Token(ctx context.Context, uri string) (*token.Token, hsm.URI, error) {
+	u, err := hsm.ParseURI(uri)
+	if err != nil {
+		return nil, u, err
+	}
+	if u.Scheme != hsm.SchemePKCS11 {
+		return nil, u, fmt.Errorf("keys: %s is not on a PKCS#11 token", uri)
+	}
+	whole := u
+	whole.Object = ""
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if t, ok := r.tokens[whole.String()]; ok {
+		return t, u, nil
+	}
+	t, err := token.Open(ctx, token.Config{Interactive: false}, whole.String(), r.pin)
+	if err != nil {
+		return nil, u, err
+	}
+	r.tokens[whole.String()] = t
+	return t, u, nil
+}
+
+// Key opens a signing key. pinned is its public key as the charter has it;
+// nil only while enrolling.
+func (r *Ring) Key(ctx context.Context, uri string, pinned crypto.PublicKey) (hsm.Key, error) {
+	u, err := hsm.ParseURI(uri)
+	if err != nil {
+		return nil, err
+	}
+	switch u.Scheme {
+	case hsm.SchemePKCS11:
+		t, u, err := r.Token(ctx, uri)
+		if err != nil {
+			return nil, err
+		}
+		return t.Key(ctx, u.Object, pinned)
+	case hsm.SchemeFile:
+		return file.Open(uri, pinned)
+	}
+	return nil, unsupported(uri)
+}
+
+// Decrypter opens a key-agreement key.
+func (r *Ring) Decrypter(ctx context.Context, uri string, pinned *ecdh.PublicKey) (hsm.Decrypter, error) {
+	u, err := hsm.ParseURI(uri)
+	if err != nil {
+		return nil, err
+	}
+	switch u.Scheme {
+	case hsm.SchemePKCS11:
+		t, u, err := r.Token(ctx, uri)
+		if err != nil {
+			return nil, err
+		}
+		return t.Decrypter(ctx, u.Object, pinned)
+	case hsm.SchemeFile:
+		return file.OpenDecrypter(uri, pinned)
+	}
+	return nil, unsupported(uri)
+}
+
+// Sealer opens a sealing key.
+func (r *Ring) Sealer(ctx context.Context, uri string) (hsm.Sealer, error) {
+	u, err := hsm.ParseURI(uri)
+	if err != nil {
+		return nil, err
+	}
+	switch u.Scheme {
+	case hsm.SchemePKCS11:
+		t, u, err := r.Token(ctx, uri)
+		if err != nil {
+			return nil, err
+		}
+		return t.Sealer(ctx, u.Object)
+	case hsm.SchemeFile:
+		return file.OpenSealer(uri)
+	}
+	return nil, unsupported(uri)
+}
+
+func unsupported(uri string) error {
+	return fmt.Errorf("keys: %.80q: this build opens pkcs11: and file: keys", uri)
+}
+
+// Close closes all tokens.
+func (r *Ring) Close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, t := range r.tokens {
+		t.Close()
+	}
+	clear(r.tokens)
+}

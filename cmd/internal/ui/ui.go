@@ -1,0 +1,209 @@
+// Package ui writes what people read. The rules of the output:
+//
+//   - Answers go to standard output, everything else to standard error.
+//   - With --json the answer is one JSON value on standard output and nothing
+//     else; field names are documented in docs/formats.md.
+//   - Errors are one line, "keyturn: " and lower case without a period, then
+//     "hint: " with what to do, where there is something.
+//   - Questions go to the terminal and are answered there; where there is no
+//     terminal, the answer is one line of standard input.
+//   - Colours and progress bars appear on a terminal only, and never with
+//     NO_COLOR set or with --json.
+//   - Nothing that another person wrote reaches the screen unless it is
+//     printable; see signoff/display.
+//   - Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 committed to
+//     the log but not yet final.
+package ui
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/term"
+
+	"github.com/keyturn/keyturn/signoff/dsse"
+)
+
+// Exit codes.
+const (
+	ExitDone     = 0
+	ExitRefused  = 1
+	ExitUsage    = 2
+	ExitNotFinal = 3
+)
+
+// Printer writes answers. The zero Printer is not useful; see New.
+type Printer struct {
+	Out, Err io.Writer
+	In       io.Reader
+	JSON     bool
+}
+
+// New returns a printer on the process's own streams.
+func New() *Printer { return &Printer{Out: os.Stdout, Err: os.Stderr, In: os.Stdin} }
+
+// Answer prints v as JSON if that was asked for, and otherwise text.
+func (p *Printer) Answer(v any, text func(io.Writer)) error {
+	if !p.JSON {
+		text(p.Out)
+		return nil
+	}
+	b, err := dsse.Encode(v)
+	if err != nil {
+		return fmt.Errorf("write answer: %w", err)
+	}
+	_, err = fmt.Fprintf(p.Out, "%s\n", b)
+	return err
+}
+
+// Note tells something that is not the answer.
+func (p *Printer) Note(format string, args ...any) { fmt.Fprintf(p.Err, format+"\n", args...) }
+
+// Confirm shows question and wants exactly the word want typed.
+func (p *Printer) Confirm(question, want string) error {
+	in := p.In
+	if tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0); err == nil && term.IsTerminal(int(os.Stdin.Fd())) {
+		defer tty.Close()
+		fmt.Fprintf(tty, "%s [type %s to go on] ", question, want)
+		in = tty
+	} else {
+		fmt.Fprintf(p.Err, "%s [type %s to go on]\n", question, want)
+	}
+	line, err := bufio.NewReader(io.LimitReader(in, 1024)).ReadString('\n')
+	if err != nil && line == "" {
+		return fmt.Errorf("no answer to %q; nothing was signed", question)
+	}
+	if strings.TrimSpace(line) != want {
+		return fmt.Errorf("the answer was not %q; nothing was signed", want)
+	}
+	return nil
+}
+
+// Table aligns rows in columns.
+func Table(w io.Writer, rows [][]string) {
+	var width []int
+	for _, r := range rows {
+		for i, c := range r {
+			if i == len(width) {
+				width = append(width, 0)
+			}
+			width[i] = max(width[i], len([]rune(c)))
+		}
+	}
+	for _, r := range rows {
+		var b strings.Builder
+		for i, c := range r {
+			b.WriteString(c)
+			if i < len(r)-1 {
+				b.WriteString(strings.Repeat(" ", width[i]-len([]rune(c))+2))
+			}
+		}
+		fmt.Fprintln(w, strings.TrimRight(b.String(), " "))
+	}
+}
+
+// A Hint is an error with what to do about it.
+type Hint struct {
+	Err error
+	Do  string
+}
+
+func (h *Hint) Error() string { return h.Err.Error() }
+func (h *Hint) Unwrap() error { return h.Err }
+
+// WithHint adds what to do.
+func WithHint(err error, format string, args ...any) error {
+	return &Hint{err, fmt.Sprintf(format, args...)}
+}
+
+// An Exit is an error with its own exit code.
+type Exit struct {
+	Err  error
+	Code int
+}
+
+func (e *Exit) Error() string { return e.Err.Error() }
+func (e *Exit) Unwrap() error { return e.Err }
+
+// Report prints err and returns the exit code.
+func (p *Printer) Report(program string, err error) int {
+	if err == nil {
+		return ExitDone
+	}
+	if errors.Is(err, context.Canceled) {
+		err = errors.New("interrupted")
+	}
+	fmt.Fprintf(p.Err, "%s: %s\n", program, oneLine(err.Error()))
+	var h *Hint
+	if errors.As(err, &h) {
+		fmt.Fprintf(p.Err, "hint: %s\n", oneLine(h.Do))
+	}
+	var e *Exit
+	if errors.As(err, &e) {
+		return e.Code
+	}
+	return ExitRefused
+}
+
+// oneLine keeps hostile text from drawing on the screen.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n' || r == '\t':
+			return ' '
+		case r < ' ' || r == 0x7f:
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// Progress returns a function to call with bytes done and total. It draws a
+// bar on a terminal and nothing elsewhere; call done at the end.
+func (p *Printer) Progress(what string) (update func(done, total int64), done func()) {
+	f, ok := p.Err.(*os.File)
+	if !ok || p.JSON || !term.IsTerminal(int(f.Fd())) {
+		return func(int64, int64) {}, func() {}
+	}
+	start, last := time.Now(), time.Time{}
+	update = func(n, total int64) {
+		if time.Since(last) < 100*time.Millisecond && n < total {
+			return
+		}
+		last = time.Now()
+		fmt.Fprintf(f, "\r\x1b[K%s %s", what, bar(n, total, time.Since(start)))
+	}
+	return update, func() { fmt.Fprint(f, "\r\x1b[K") }
+}
+
+func bar(n, total int64, elapsed time.Duration) string {
+	const width = 24
+	part := 0.0
+	if total > 0 {
+		part = min(1, float64(n)/float64(total))
+	}
+	rate := float64(n) / max(elapsed.Seconds(), 0.001)
+	left := time.Duration(float64(total-n) / max(rate, 1) * float64(time.Second)).Round(time.Second)
+	filled := int(part * width)
+	return fmt.Sprintf("[%s%s] %3.0f %%  %s of %s  %s/s  %s left", strings.Repeat("#", filled), strings.Repeat(".", width-filled),
+		part*100, Bytes(n), Bytes(total), Bytes(int64(rate)), left)
+}
+
+// Bytes writes a size with a decimal unit.
+func Bytes(n int64) string {
+	units := []string{"B", "kB", "MB", "GB", "TB", "PB"}
+	f, i := float64(n), 0
+	for f >= 1000 && i < len(units)-1 {
+		f, i = f/1000, i+1
+	}
+	if i == 0 {
+		return fmt.Sprintf("%d B", n)
+	}
+	return fmt.Sprintf("%.1f %s", f, units[i])
+}
