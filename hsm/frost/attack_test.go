@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -268,6 +269,22 @@ func badPoints(t testing.TB) map[string][32]byte {
 	return bad
 }
 
+// The reason given is the right one, for whoever has to act on it.
+func TestDecodePointReasons(t *testing.T) {
+	bad := badPoints(t)
+	for name, want := range map[string]string{
+		"torsion point 0":                   "identity",
+		"identity with the sign set":        "identity",
+		"torsion point 4":                   "subgroup",
+		"honest point plus torsion point 1": "subgroup",
+		"off the curve":                     "curve point",
+	} {
+		if _, err := decodePoint(bad[name]); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v; want the %s named", name, err, want)
+		}
+	}
+}
+
 func TestAttackBadPoints(t *testing.T) {
 	c := ceremony(t, 2, 3)
 	club := keygen(t, 2, 3)
@@ -448,9 +465,39 @@ func TestAttackOtherSecretAtReshare(t *testing.T) {
 	wantRefused(t, "an old share dealt at a key generation", err)
 }
 
+// Colluding dealers can make their secrets cancel, and so a key or a share that
+// everyone knows: zero.
+func TestAttackCancellingDealers(t *testing.T) {
+	c := ceremony(t, 2, 2)
+	a, b := random(t), random(t)
+	minus := func(s *edwards25519.Scalar) *edwards25519.Scalar { return new(edwards25519.Scalar).Negate(s) }
+	for name, second := range map[string]polynomial{
+		"the key":           {minus(a), random(t)},
+		"member 1's share":  {a, minus(scalarOf(0).Add(b, scalarOf(0).Add(a, a)))}, // 2a + b + x = 0
+		"member 2's share":  {b, minus(scalarOf(0).Add(b, half(scalarOf(0).Add(a, b))))},
+		"all but the proof": {minus(a), minus(b)},
+	} {
+		rs := []Round1{forge(t, c, 1, polynomial{a, b}, asIs), forge(t, c, 2, second, asIs)}
+		for i, r := range rs {
+			if err := c.VerifyRound1(uint16(i+1), r); err != nil {
+				t.Fatalf("%s: the attack is not one: %v", name, err)
+			}
+		}
+		_, err := c.Group(rs)
+		wantRefused(t, name+" is zero", err)
+	}
+}
+
+func half(s *edwards25519.Scalar) *edwards25519.Scalar {
+	two := scalarOf(2)
+	return two.Multiply(two.Invert(two), s)
+}
+
 // A new group whose public shares were tampered with deals nothing.
 func TestAttackReshareFromInconsistentGroup(t *testing.T) {
 	old := keygen(t, 2, 4)
+	_, err := NewReshare(&Group{old.Params, keygen(t, 2, 4).PublicKey, old.PublicShares}, []uint16{1, 2}, Params{2, 4}, []byte("epoch 1"))
+	wantRefused(t, "public key exchanged", err)
 	for i := range old.PublicShares {
 		g := &Group{old.Params, old.PublicKey, slices.Clone(old.PublicShares)}
 		g.PublicShares[i] = encodePoint(new(edwards25519.Point).ScalarBaseMult(random(t)))

@@ -162,15 +162,15 @@ func (k *KeyShare) own(n *Nonce, list []Commitment) (int, error) {
 	if n == nil || n.nonceState == nil {
 		return 0, errors.New("frost: signing without a nonce; commit to one first")
 	}
-	if n.group != k.group || n.commitment.ID != k.id {
-		return 0, fmt.Errorf("frost: the nonce of member %d does not belong to the share of member %d", n.commitment.ID, k.id)
+	if n.group != k.group {
+		return 0, fmt.Errorf("frost: the nonce was made for group %x, the share is of %x; commit afresh", n.group, k.group)
 	}
 	i := slices.IndexFunc(list, func(c Commitment) bool { return c.ID == k.id })
 	if i < 0 {
 		return 0, fmt.Errorf("frost: member %d is not among the signers", k.id)
 	}
 	if list[i] != n.commitment {
-		return 0, fmt.Errorf("frost: the list gives member %d another commitment than this nonce's", k.id)
+		return 0, fmt.Errorf("frost: the list gives member %d another commitment than this nonce's, made by member %d", k.id, n.commitment.ID)
 	}
 	return i, nil
 }

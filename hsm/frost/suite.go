@@ -1,7 +1,6 @@
 package frost
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/binary"
@@ -11,7 +10,6 @@ import (
 	"math/bits"
 
 	"filippo.io/edwards25519"
-	"filippo.io/edwards25519/field"
 )
 
 // The ciphersuite FROST(Ed25519, SHA-512), RFC 9591 section 6.1.
@@ -132,31 +130,20 @@ func isIdentity(p *edwards25519.Point) bool {
 }
 
 // decodePoint is DeserializeElement: the canonical encoding of a point of the
-// prime-order subgroup other than the identity. It is for public points.
+// prime-order subgroup other than the identity. Canonical needs no check of its
+// own: SetBytes takes y from 0 to 18 and the two x = 0 in a second encoding
+// each, and none of these has prime order. It is for public points.
 func decodePoint(b [32]byte) (*edwards25519.Point, error) {
 	p, err := new(edwards25519.Point).SetBytes(b[:])
 	switch {
 	case err != nil:
 		return nil, errors.New("not the encoding of a curve point")
-	case !canonicalY(b):
-		return nil, errors.New("not the canonical encoding of a point")
 	case isIdentity(p):
-		return nil, errors.New("the identity is no commitment")
+		return nil, errors.New("the identity element")
 	case !inSubgroup(p):
 		return nil, errors.New("a point outside the prime-order subgroup")
 	}
 	return p, nil
-}
-
-// canonicalY reports that the y coordinate is reduced. The other encodings
-// that RFC 8032 refuses, x = 0 with the sign set, are of torsion points.
-func canonicalY(b [32]byte) bool {
-	y, err := new(field.Element).SetBytes(b[:])
-	if err != nil {
-		return false
-	}
-	b[31] &= 0x7f
-	return bytes.Equal(y.Bytes(), b[:])
 }
 
 // lagrange is derive_interpolating_value (RFC 9591 section 4.2) at x: the
