@@ -66,3 +66,28 @@ func (e *Emulator) Reset(tb TB) {
 	}
 	e.Process = p
 }
+
+// Snapshot stops the emulator and copies its state, as a virtual machine's
+// manager can. Reset or Restore starts it again.
+func (e *Emulator) Snapshot(tb TB) string {
+	tb.Helper()
+	_ = e.Kill() // it may be dead already
+	copied := filepath.Join(filepath.Dir(e.dir), "snapshot")
+	if err := os.CopyFS(copied, os.DirFS(e.dir)); err != nil {
+		tb.Fatal(err)
+	}
+	return copied
+}
+
+// Restore puts a snapshot in the place of the state, and starts the emulator.
+func (e *Emulator) Restore(tb TB, snapshot string) {
+	tb.Helper()
+	_ = e.Kill() // it may be dead already
+	if err := os.RemoveAll(e.dir); err != nil {
+		tb.Fatal(err)
+	}
+	if err := os.CopyFS(e.dir, os.DirFS(snapshot)); err != nil {
+		tb.Fatal(err)
+	}
+	e.Reset(tb)
+}
