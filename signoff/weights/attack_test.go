@@ -210,7 +210,7 @@ func forge(t *testing.T, sealed string, s *Sealed, b *box, i int, plain []byte) 
 	if err := f.Truncate(stream.SealedSize(int64(len(plain)))); err != nil {
 		t.Fatal(err)
 	}
-	if err := stream.NewEngine(1).Encrypt(t.Context(), f, stream.BodyOffset, bytes.NewReader(plain), int64(len(plain)), key, src.nonce, nil); err != nil {
+	if err := stream.NewEngine(1).Encrypt(t.Context(), stream.Body{Dst: f, Off: stream.BodyOffset, Src: bytes.NewReader(plain), Size: int64(len(plain)), Key: key, Nonce: src.nonce}, nil); err != nil {
 		t.Fatal(err)
 	}
 }

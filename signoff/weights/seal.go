@@ -2,6 +2,7 @@ package weights
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -151,7 +152,10 @@ func (s *sealing) run(ctx context.Context) (*Sealed, error) {
 			return nil, about("create the directory of", p, err)
 		}
 	}
-	if err := forEach(ctx, s.o.Workers, len(s.entries), s.body); err != nil {
+	pairs := s.pairs()
+	if err := forEach(ctx, s.o.Workers, len(pairs), func(ctx context.Context, i int) error {
+		return s.bodies(ctx, pairs[i])
+	}); err != nil {
 		return nil, err
 	}
 	if err := s.src.unchanged(ctx, s.entries); err != nil {
@@ -171,46 +175,98 @@ func (s *sealing) run(ctx context.Context) (*Sealed, error) {
 	return &Sealed{final.Object, draft.Manifest, draft.Summary}, s.out.commit(".")
 }
 
-// body hashes and encrypts one file, leaving room for its header.
-func (s *sealing) body(ctx context.Context, i int) (err error) {
-	e := s.entries[i]
-	src, err := s.src.open(e)
-	if err != nil {
-		return err
+// pairs puts files of similar size together, the largest first, since two are
+// hashed in little more time than one. A file may be left alone.
+func (s *sealing) pairs() [][]int {
+	bySize := make([]int, len(s.entries))
+	for i := range bySize {
+		bySize[i] = i
 	}
-	defer src.Close()
-	dst, err := s.out.create(s.paths[i])
-	if err != nil {
-		return about("seal", e.name, err)
-	}
-	defer func() { err = errors.Join(err, dst.Close()) }()
-	if strings.HasSuffix(e.name, ".safetensors") {
-		t, err := ReadTensors(src, e.id.size)
-		if err != nil {
-			return about("seal", e.name, err)
-		}
-		s.tensors[i] = &t
-	}
-	if err := s.encrypt(ctx, i, dst, src); err != nil {
-		return about("seal", e.name, err)
-	}
-	return e.unchanged(src)
+	slices.SortStableFunc(bySize, func(a, b int) int { return cmp.Compare(s.entries[b].id.size, s.entries[a].id.size) })
+	return slices.Collect(slices.Chunk(bySize, 2))
 }
 
-func (s *sealing) encrypt(ctx context.Context, i int, dst, src *os.File) error {
-	e := s.entries[i]
-	nonce := stream.NewNonce()
-	if _, err := dst.WriteAt(nonce[:], stream.HeaderSize); err != nil {
-		return err
+// bodies hashes and encrypts one or two files, leaving room for the headers.
+func (s *sealing) bodies(ctx context.Context, files []int) (err error) {
+	var open []*plainFile
+	defer func() {
+		for _, f := range open {
+			err = errors.Join(err, f.src.Close(), f.dst.Close())
+		}
+	}()
+	for _, i := range files {
+		f, err := s.prepare(i)
+		if err != nil {
+			return about("seal", s.entries[i].name, err)
+		}
+		open = append(open, f)
+	}
+	failed := s.encrypt(ctx, open)
+	for _, f := range open {
+		if err := f.unchanged(f.src); err != nil {
+			return err // which may be why it failed
+		}
+	}
+	if failed != nil {
+		return about("seal", open[0].name, failed)
+	}
+	for _, f := range open {
+		s.files[f.index], s.sums[f.index] = f.digest.file(f.name), f.digest.sum()
+	}
+	return nil
+}
+
+// A plainFile is one file on its way into an age file.
+type plainFile struct {
+	entry
+	index    int
+	src, dst *os.File
+	body     stream.Body
+	digest   *digester
+	meter    meterWriter
+}
+
+func (s *sealing) prepare(i int) (_ *plainFile, err error) {
+	f := &plainFile{entry: s.entries[i], index: i, digest: newDigester(s.o.Sharded), meter: s.meter.writer(s.entries[i].name)}
+	if f.src, err = s.src.open(f.entry); err != nil {
+		return nil, err
+	}
+	if err := s.readTensors(f); err != nil {
+		return nil, errors.Join(err, f.src.Close())
+	}
+	if f.dst, err = s.out.create(s.paths[i]); err != nil {
+		return nil, errors.Join(err, f.src.Close())
 	}
 	s.keys[i] = stream.NewFileKey()
-	d := newDigester(s.o.Sharded)
-	sink := tee{d, s.meter.writer(e.name)}
-	if err := s.engine.Encrypt(ctx, dst, stream.BodyOffset, src, e.id.size, s.keys[i], nonce, sink); err != nil {
-		return err
+	f.body = stream.Body{
+		Dst: f.dst, Off: stream.BodyOffset, Src: f.src, Size: f.id.size,
+		Key: s.keys[i], Nonce: stream.NewNonce(),
 	}
-	s.files[i], s.sums[i] = d.file(e.name), d.sum()
-	return nil
+	if _, err := f.dst.WriteAt(f.body.Nonce[:], stream.HeaderSize); err != nil {
+		return nil, errors.Join(err, f.src.Close(), f.dst.Close())
+	}
+	return f, nil
+}
+
+func (s *sealing) readTensors(f *plainFile) error {
+	if !strings.HasSuffix(f.name, ".safetensors") {
+		return nil
+	}
+	t, err := ReadTensors(f.src, f.id.size)
+	s.tensors[f.index] = &t
+	return err
+}
+
+func (s *sealing) encrypt(ctx context.Context, f []*plainFile) error {
+	if len(f) == 1 {
+		return s.engine.Encrypt(ctx, f[0].body, tee{f[0].digest, f[0].meter})
+	}
+	return s.engine.EncryptPair(ctx, f[0].body, f[1].body, func(p, q []byte) error {
+		write2(f[0].digest, f[1].digest, p, q)
+		f[0].meter.Write(p)
+		f[1].meter.Write(q)
+		return nil
+	})
 }
 
 func (s *sealing) draft() (*Draft, error) {

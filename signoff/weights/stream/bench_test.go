@@ -78,14 +78,14 @@ func BenchmarkEncrypt(b *testing.B) {
 		b.Run(fmt.Sprintf("workers=%d", workers), func(b *testing.B) {
 			e := NewEngine(workers)
 			rate(b, func() {
-				check(b, e.Encrypt(context.Background(), discard{}, 0, zeros{}, benchSize, NewFileKey(), NewNonce(), nil))
+				check(b, e.Encrypt(context.Background(), Body{discard{}, 0, zeros{}, benchSize, NewFileKey(), NewNonce()}, nil))
 			})
 		})
 	}
 	b.Run("sha256", func(b *testing.B) {
 		e := NewEngine(0)
 		rate(b, func() {
-			check(b, e.Encrypt(context.Background(), discard{}, 0, zeros{}, benchSize, NewFileKey(), NewNonce(), sha256.New()))
+			check(b, e.Encrypt(context.Background(), Body{discard{}, 0, zeros{}, benchSize, NewFileKey(), NewNonce()}, sha256.New()))
 		})
 	})
 	b.Run("stock", func(b *testing.B) {
@@ -138,7 +138,7 @@ func BenchmarkRatios(b *testing.B) {
 			}
 		})
 		ours += timed(func() {
-			check(b, one.Encrypt(context.Background(), discard{}, 0, zeros{}, benchSize, NewFileKey(), NewNonce(), nil))
+			check(b, one.Encrypt(context.Background(), Body{discard{}, 0, zeros{}, benchSize, NewFileKey(), NewNonce()}, nil))
 		})
 		stock += timed(func() {
 			w := must(age.Encrypt(io.Discard, id.Recipient()))

@@ -11,7 +11,7 @@ import (
 	"sync/atomic"
 )
 
-// maxBuffers bounds an engine's memory: 256 chunks are 16 MiB.
+// maxBuffers bounds an engine's memory: 256 buffers of two chunks are 32 MiB.
 const maxBuffers = 256
 
 // An Engine encrypts and decrypts bodies over several cores. It holds a fixed
@@ -23,7 +23,7 @@ type Engine struct {
 }
 
 // NewEngine returns an engine that uses up to workers cores for one body; 0
-// means all of them. It holds two 64 KiB buffers per worker, 16 MiB at most.
+// means all of them. It holds two 128 KiB buffers per worker, 32 MiB at most.
 func NewEngine(workers int) *Engine {
 	if workers <= 0 {
 		workers = runtime.GOMAXPROCS(0)
@@ -31,41 +31,109 @@ func NewEngine(workers int) *Engine {
 	workers = min(workers, maxBuffers/2)
 	e := &Engine{workers: workers, buffers: make(chan []byte, 2*workers)}
 	for range cap(e.buffers) {
-		e.buffers <- make([]byte, sealedChunk)
+		e.buffers <- make([]byte, 2*sealedChunk)
 	}
 	return e
 }
 
-// Encrypt seals size bytes of src into dst, the first chunk at offset off, and
-// gives the plaintext to sink in order (nil for none) exactly as it was
-// encrypted. It fails if src ends before size bytes; what dst then holds is
-// useless and must be sealed again under a fresh key, since the same key and
-// nonce must never see a second plaintext.
-func (e *Engine) Encrypt(ctx context.Context, dst io.WriterAt, off int64, src io.ReaderAt, size int64, key FileKey, nonce Nonce, sink io.Writer) error {
-	if size < 0 {
-		return fmt.Errorf("stream: encrypt: size %d is negative", size)
-	}
-	aead, err := payloadAEAD(key, nonce)
+// A Body is a plaintext and the place its ciphertext goes to.
+type Body struct {
+	Dst   io.WriterAt
+	Off   int64 // of the first chunk in Dst, in bytes
+	Src   io.ReaderAt
+	Size  int64 // of the plaintext in Src, in bytes
+	Key   FileKey
+	Nonce Nonce
+}
+
+// Encrypt seals a body, and gives the plaintext to sink in order (nil for none)
+// exactly as it was encrypted. It fails if Src ends before Size bytes; what Dst
+// then holds is useless and must be sealed again under a fresh key, since the
+// same key and nonce must never see a second plaintext.
+func (e *Engine) Encrypt(ctx context.Context, b Body, sink io.Writer) error {
+	s, err := newSealer(b)
 	if err != nil {
 		return err
 	}
-	chunks, _ := layout(BodySize(size))
-	return e.each(ctx, chunks, func(c *chunk) error {
-		n := min(ChunkSize, size-c.index*ChunkSize)
-		plain := c.buf[:n]
-		if err := readFull(src, plain, c.index*ChunkSize); err != nil {
-			return fmt.Errorf("stream: read plaintext of chunk %d: %w", c.index, err)
+	return e.each(ctx, s.chunks, func(c *chunk) error {
+		plain, err := s.read(c.index, c.buf)
+		if err != nil {
+			return err
 		}
 		if err := c.inTurn(func() error { return emit(sink, plain) }); err != nil {
 			return err
 		}
-		nonce := chunkNonce(c.index, c.index == chunks-1)
-		sealed := aead.Seal(plain[:0], nonce[:], plain, nil)
-		if _, err := dst.WriteAt(sealed, off+c.index*sealedChunk); err != nil {
-			return fmt.Errorf("stream: write chunk %d: %w", c.index, err)
-		}
-		return nil
+		return s.seal(c.index, plain)
 	})
+}
+
+// EncryptPair seals two bodies side by side, so that sink can hash a piece of
+// one and a piece of the other at the same time. Pieces come in order; when the
+// shorter body is done its pieces are empty.
+func (e *Engine) EncryptPair(ctx context.Context, a, b Body, sink func(p, q []byte) error) error {
+	x, err := newSealer(a)
+	if err != nil {
+		return err
+	}
+	y, err := newSealer(b)
+	if err != nil {
+		return err
+	}
+	return e.each(ctx, max(x.chunks, y.chunks), func(c *chunk) error {
+		p, err := x.read(c.index, c.buf[:sealedChunk])
+		if err != nil {
+			return err
+		}
+		q, err := y.read(c.index, c.buf[sealedChunk:])
+		if err != nil {
+			return err
+		}
+		if err := c.inTurn(func() error { return sink(p, q) }); err != nil {
+			return err
+		}
+		return errors.Join(x.seal(c.index, p), y.seal(c.index, q))
+	})
+}
+
+// A sealer seals the chunks of one body, in any order.
+type sealer struct {
+	Body
+	aead   cipher.AEAD
+	chunks int64
+}
+
+func newSealer(b Body) (*sealer, error) {
+	if b.Size < 0 {
+		return nil, fmt.Errorf("stream: encrypt: size %d is negative", b.Size)
+	}
+	aead, err := payloadAEAD(b.Key, b.Nonce)
+	if err != nil {
+		return nil, err
+	}
+	chunks, _ := layout(BodySize(b.Size))
+	return &sealer{b, aead, chunks}, nil
+}
+
+// read reads the plaintext of a chunk into buf; nothing beyond the last.
+func (s *sealer) read(index int64, buf []byte) ([]byte, error) {
+	plain := buf[:max(0, min(ChunkSize, s.Size-index*ChunkSize))]
+	if err := readFull(s.Src, plain, index*ChunkSize); err != nil {
+		return nil, fmt.Errorf("stream: read plaintext of chunk %d: %w", index, err)
+	}
+	return plain, nil
+}
+
+// seal encrypts what read returned, in place, and writes it.
+func (s *sealer) seal(index int64, plain []byte) error {
+	if index >= s.chunks {
+		return nil
+	}
+	nonce := chunkNonce(index, index == s.chunks-1)
+	sealed := s.aead.Seal(plain[:0], nonce[:], plain, nil)
+	if _, err := s.Dst.WriteAt(sealed, s.Off+index*sealedChunk); err != nil {
+		return fmt.Errorf("stream: write chunk %d: %w", index, err)
+	}
+	return nil
 }
 
 // Decrypt opens the body of the given size at offset off of src into dst from
@@ -88,7 +156,7 @@ func (e *Engine) Decrypt(ctx context.Context, dst io.WriterAt, src io.ReaderAt, 
 		}
 		plain, err := openChunk(aead, src, off, c.index, chunks, c.buf[:n])
 		if errors.Is(err, ErrForged) && n == sealedChunk {
-			if plain, ok := openMisplacedEnd(aead, src, off, c.index, chunks, c.buf); ok {
+			if plain, ok := openMisplacedEnd(aead, src, off, c.index, chunks, c.buf[:n]); ok {
 				return c.inTurn(func() error { return releaseMisplacedEnd(dst, sink, plain, c.index, chunks) })
 			}
 		}
@@ -158,6 +226,9 @@ func openChunk(aead cipher.AEAD, src io.ReaderAt, off, index, chunks int64, buf 
 
 // readFull reads len(p) bytes at off; a shorter source is an error.
 func readFull(r io.ReaderAt, p []byte, off int64) error {
+	if len(p) == 0 {
+		return nil
+	}
 	n, err := r.ReadAt(p, off)
 	if n == len(p) {
 		return nil

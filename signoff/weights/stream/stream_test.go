@@ -52,7 +52,7 @@ func seal(t testing.TB, plain []byte, key FileKey, stanzas ...Stanza) []byte {
 	nonce := NewNonce()
 	out.WriteAt(nonce[:], HeaderSize)
 	h := sha256.New()
-	if err := NewEngine(3).Encrypt(t.Context(), &out, BodyOffset, bytes.NewReader(plain), int64(len(plain)), key, nonce, h); err != nil {
+	if err := NewEngine(3).Encrypt(t.Context(), Body{&out, BodyOffset, bytes.NewReader(plain), int64(len(plain)), key, nonce}, h); err != nil {
 		t.Fatal(err)
 	}
 	if sha256.Sum256(plain) != [32]byte(h.Sum(nil)) {
@@ -364,11 +364,11 @@ func TestAttackBodyOfAnotherKeyOrNonce(t *testing.T) {
 }
 
 func TestEncryptRefusesAShrunkSource(t *testing.T) {
-	err := NewEngine(2).Encrypt(t.Context(), &memory{}, 0, bytes.NewReader(random(ChunkSize+5)), ChunkSize+6, NewFileKey(), NewNonce(), nil)
+	err := NewEngine(2).Encrypt(t.Context(), Body{&memory{}, 0, bytes.NewReader(random(ChunkSize + 5)), ChunkSize + 6, NewFileKey(), NewNonce()}, nil)
 	if !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Error(err)
 	}
-	if err := NewEngine(2).Encrypt(t.Context(), &memory{}, 0, bytes.NewReader(nil), -1, NewFileKey(), NewNonce(), nil); err == nil {
+	if err := NewEngine(2).Encrypt(t.Context(), Body{&memory{}, 0, bytes.NewReader(nil), -1, NewFileKey(), NewNonce()}, nil); err == nil {
 		t.Error("a negative size was accepted")
 	}
 }
@@ -397,7 +397,7 @@ func TestFailingOutputStopsTheEngine(t *testing.T) {
 			t.Errorf("decrypt, write %d: %v", i, err)
 		}
 		out = &failing{at: i * sealedChunk}
-		if err := NewEngine(4).Encrypt(t.Context(), out, 0, bytes.NewReader(plain), int64(len(plain)), NewFileKey(), NewNonce(), nil); !errors.Is(err, errFull) {
+		if err := NewEngine(4).Encrypt(t.Context(), Body{out, 0, bytes.NewReader(plain), int64(len(plain)), NewFileKey(), NewNonce()}, nil); !errors.Is(err, errFull) {
 			t.Errorf("encrypt, write %d: %v", i, err)
 		}
 	}
@@ -420,7 +420,7 @@ func TestCancelledContextStopsTheEngine(t *testing.T) {
 	plain := random(50 * ChunkSize)
 	for i := 1; i < 40; i += 6 {
 		ctx, cancel := context.WithCancel(t.Context())
-		err := NewEngine(4).Encrypt(ctx, &memory{}, 0, bytes.NewReader(plain), int64(len(plain)), NewFileKey(), NewNonce(), &stopper{i, cancel})
+		err := NewEngine(4).Encrypt(ctx, Body{&memory{}, 0, bytes.NewReader(plain), int64(len(plain)), NewFileKey(), NewNonce()}, &stopper{i, cancel})
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("after %d chunks: %v", i, err)
 		}
@@ -436,7 +436,7 @@ func TestEngineIsShared(t *testing.T) {
 			plain := random(11 * ChunkSize)
 			var out memory
 			h := sha256.New()
-			if err := e.Encrypt(t.Context(), &out, 0, bytes.NewReader(plain), int64(len(plain)), NewFileKey(), NewNonce(), h); err != nil || [32]byte(h.Sum(nil)) != sha256.Sum256(plain) {
+			if err := e.Encrypt(t.Context(), Body{&out, 0, bytes.NewReader(plain), int64(len(plain)), NewFileKey(), NewNonce()}, h); err != nil || [32]byte(h.Sum(nil)) != sha256.Sum256(plain) {
 				t.Error("wrong digest or", err)
 			}
 		})
@@ -517,4 +517,42 @@ func FuzzParseHeader(f *testing.F) {
 			t.Fatal(err)
 		}
 	})
+}
+
+func TestEncryptPair(t *testing.T) {
+	for _, sizes := range [][2]int{{0, 0}, {0, 1}, {5 * ChunkSize, 0}, {ChunkSize, ChunkSize}, {3, 7*ChunkSize + 1}, {9 * ChunkSize, 2*ChunkSize + 5}} {
+		var plain [2][]byte
+		var out [2]memory
+		var body [2]Body
+		for i, n := range sizes {
+			plain[i] = random(n)
+			body[i] = Body{&out[i], 0, bytes.NewReader(plain[i]), int64(n), NewFileKey(), NewNonce()}
+		}
+		var seen [2][]byte
+		err := NewEngine(3).EncryptPair(t.Context(), body[0], body[1], func(p, q []byte) error {
+			seen[0], seen[1] = append(seen[0], p...), append(seen[1], q...)
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range sizes {
+			var got memory
+			err := NewEngine(2).Decrypt(t.Context(), &got, bytes.NewReader(out[i].data), 0, int64(len(out[i].data)), body[i].Key, body[i].Nonce, nil)
+			if err != nil || !bytes.Equal(got.data, plain[i]) || !bytes.Equal(seen[i], plain[i]) {
+				t.Errorf("sizes %d, body %d: %v", sizes, i, err)
+			}
+		}
+	}
+	good := Body{&memory{}, 0, bytes.NewReader(random(9)), 9, NewFileKey(), NewNonce()}
+	for _, bad := range []Body{
+		{&memory{}, 0, bytes.NewReader(nil), 1, NewFileKey(), NewNonce()},
+		{&memory{}, 0, bytes.NewReader(nil), -1, NewFileKey(), NewNonce()},
+		{&failing{}, 0, bytes.NewReader(random(9)), 9, NewFileKey(), NewNonce()},
+	} {
+		sink := func(_, _ []byte) error { return nil }
+		if NewEngine(2).EncryptPair(t.Context(), good, bad, sink) == nil || NewEngine(2).EncryptPair(t.Context(), bad, good, sink) == nil {
+			t.Errorf("a pair with a body of %d bytes that cannot be sealed was sealed", bad.Size)
+		}
+	}
 }
