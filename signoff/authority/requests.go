@@ -27,6 +27,9 @@ func (d decision) request(r *signoff.Request) ([]change, error) {
 	if limit := now + rule.Expiry + clockSkew; r.Expiry > limit {
 		return nil, fmt.Errorf("expires at %d; the rule lets a request live %d s, until %d", r.Expiry, rule.Expiry, limit)
 	}
+	if r.Launch != nil && int64(r.Launch.Uses) > rule.Uses {
+		return nil, fmt.Errorf("asks for %d uses, the rule allows %d", r.Launch.Uses, rule.Uses)
+	}
 	if err := d.saw(r.Seen); err != nil {
 		return nil, err
 	}
