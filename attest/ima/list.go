@@ -1,0 +1,169 @@
+package ima
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+)
+
+// A List is a measurement list in the kernel's order.
+type List struct {
+	Entries []Entry
+	data    []byte
+}
+
+// A ListError tells how far a list was good.
+type ListError struct {
+	Entries   int // good ones before the fault
+	Offset    int // of the faulty entry, in bytes
+	Truncated bool
+	Reason    error
+}
+
+// Error names the entry, its offset and the reason.
+func (e *ListError) Error() string {
+	if e.Truncated {
+		return fmt.Sprintf("ima: the list is truncated after %d entries, at offset %d: %v", e.Entries, e.Offset, e.Reason)
+	}
+	return fmt.Sprintf("ima: entry %d, at offset %d: %v", e.Entries, e.Offset, e.Reason)
+}
+
+// Unwrap returns the reason.
+func (e *ListError) Unwrap() error { return e.Reason }
+
+// Parse reads a whole list, binary_runtime_measurements or
+// ascii_runtime_measurements, and checks each template digest. Lists with other
+// template digests than SHA-1, as newer kernels offer for each bank, are told by
+// their first entry. Errors are of type *ListError; an empty list is one. The list
+// aliases data, which must not change.
+func Parse(data []byte) (*List, error) {
+	l := &List{data: data}
+	s := newScanner(data)
+	l.Entries = make([]Entry, 0, len(data)/typicalEntry+1)
+	for {
+		var e Entry
+		more, err := s.next(&e)
+		if err != nil {
+			return nil, err
+		}
+		if !more {
+			break
+		}
+		l.Entries = append(l.Entries, e)
+	}
+	if len(l.Entries) == 0 {
+		return nil, &ListError{Reason: errors.New("the list is empty: it has not even a boot_aggregate")}
+	}
+	return l, nil
+}
+
+// A scanner yields the entries of a list one by one, each checked by itself.
+type scanner struct {
+	data    []byte
+	off     int
+	entries int // yielded
+	text    *asciiDecoder
+	decoder
+	buf [20 + imaName + 1]byte
+}
+
+func newScanner(data []byte) *scanner {
+	s := &scanner{data: data}
+	if len(data) > 1 && isDigit(data[0]) && (isDigit(data[1]) || data[1] == ' ') {
+		s.text = &asciiDecoder{}
+	} else {
+		s.digest = digestSize(data)
+	}
+	return s
+}
+
+func isDigit(c byte) bool { return '0' <= c && c <= '9' }
+
+// digestSize returns the size of template digests that makes the first entry of a
+// binary list well-formed, and that of SHA-1 if none does.
+func digestSize(data []byte) int {
+	for _, h := range hashes {
+		var e Entry
+		d := decoder{digest: h.size}
+		if _, err := d.next(data, &e); err == nil {
+			return h.size
+		}
+	}
+	return hashes[0].size
+}
+
+// next decodes and checks one entry. It returns false behind the last.
+func (s *scanner) next(e *Entry) (bool, error) {
+	rest := s.data[s.off:]
+	switch {
+	case len(s.data) > maxList:
+		return false, s.fail(fmt.Errorf("the list has %d bytes, more than %d", len(s.data), maxList))
+	case len(rest) == 0:
+		return false, nil
+	}
+	n, err := s.decode(rest, e)
+	if err == nil {
+		err = s.check(e)
+	}
+	if err != nil {
+		return false, s.fail(err)
+	}
+	e.Offset, e.Size = s.off, n
+	s.off += n
+	s.entries++
+	return true, nil
+}
+
+func (s *scanner) decode(rest []byte, e *Entry) (int, error) {
+	if s.text == nil {
+		return s.decoder.next(rest, e)
+	}
+	line, _, complete := bytes.Cut(rest, []byte{'\n'})
+	entry, err := s.text.encode(line)
+	if err == nil {
+		s.digest = s.text.digest
+		_, err = s.decoder.next(entry, e)
+	}
+	if complete {
+		return len(line) + 1, uncut(err)
+	}
+	// A last line without its end is whole if its template digest fits, which
+	// says nothing for a violation.
+	if err != nil || e.Violation || s.check(e) != nil {
+		return 0, fmt.Errorf("%w in a line: %.80q", errCut, line)
+	}
+	return len(line), nil
+}
+
+// uncut keeps a line that is too short from being taken for a list that is.
+func uncut(err error) error {
+	if err == nil {
+		return nil
+	}
+	return errors.New(err.Error())
+}
+
+func (s *scanner) fail(err error) error {
+	return &ListError{s.entries, s.off, errors.Is(err, errCut), err}
+}
+
+// check compares the listed template digest with the template data, and a
+// buffer with its digest.
+func (s *scanner) check(e *Entry) error {
+	if e.Violation {
+		return nil
+	}
+	h := hash{"", len(e.Digest)}
+	if sum := h.sum(e.input(&s.buf)); !bytes.Equal(sum[:h.size], e.Digest) {
+		return fmt.Errorf("template digest %x is not that of the template data, %x", e.Digest, sum[:h.size])
+	}
+	if e.Buffer == nil {
+		return nil
+	}
+	if h, err := bankHash(e.Algorithm); err == nil {
+		if sum := h.sum(e.Buffer); !bytes.Equal(sum[:h.size], e.FileDigest) {
+			return fmt.Errorf("the buffer of %.80q does not hash to its digest", e.name)
+		}
+	}
+	return nil
+}
