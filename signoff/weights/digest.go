@@ -1,7 +1,9 @@
 package weights
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 
 	"github.com/keyturn/keyturn/signoff/weights/sha2x"
 )
@@ -89,4 +91,15 @@ func (d *digester) check(want File) error {
 		}
 	}
 	return nil
+}
+
+// pairUp puts indexes of files of similar size together, the largest first,
+// since two are hashed in little more time than one. One may be left alone.
+func pairUp(entries []entry) [][]int {
+	bySize := make([]int, len(entries))
+	for i := range bySize {
+		bySize[i] = i
+	}
+	slices.SortStableFunc(bySize, func(a, b int) int { return cmp.Compare(entries[b].id.size, entries[a].id.size) })
+	return slices.Collect(slices.Chunk(bySize, 2))
 }

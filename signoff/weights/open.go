@@ -109,15 +109,16 @@ func (o *opening) finished(ctx context.Context, want File) (bool, error) {
 	if err != nil {
 		return false, about("open", want.Name, err)
 	}
-	defer f.Close()
-	n, err := hashFile(ctx, f, want, o.manifest.Sharded, nil)
-	if errors.Is(err, ErrMismatch) {
-		return false, about("remove", want.Name, o.out.root.Remove(path.Join(treeName, want.Name)))
+	h := newHashing(f, o.manifest.Sharded, o.meter.writer(want.Name))
+	defer h.close()
+	if err := hashFiles(ctx, []*hashing{h}); err != nil {
+		return false, about("check", want.Name, err)
 	}
-	if err == nil {
-		o.meter.add(want.Name, n)
+	if h.digest.check(want) == nil {
+		return true, nil
 	}
-	return err == nil, about("check", want.Name, err)
+	o.meter.add(want.Name, -h.digest.size)
+	return false, about("remove", want.Name, o.out.root.Remove(path.Join(treeName, want.Name)))
 }
 
 // decrypt writes the plaintext under a temporary name and renames it once it is

@@ -2,7 +2,6 @@ package weights
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -152,7 +151,7 @@ func (s *sealing) run(ctx context.Context) (*Sealed, error) {
 			return nil, about("create the directory of", p, err)
 		}
 	}
-	pairs := s.pairs()
+	pairs := pairUp(s.entries)
 	if err := forEach(ctx, s.o.Workers, len(pairs), func(ctx context.Context, i int) error {
 		return s.bodies(ctx, pairs[i])
 	}); err != nil {
@@ -173,17 +172,6 @@ func (s *sealing) run(ctx context.Context) (*Sealed, error) {
 		return nil, err
 	}
 	return &Sealed{final.Object, draft.Manifest, draft.Summary}, s.out.commit(".")
-}
-
-// pairs puts files of similar size together, the largest first, since two are
-// hashed in little more time than one. A file may be left alone.
-func (s *sealing) pairs() [][]int {
-	bySize := make([]int, len(s.entries))
-	for i := range bySize {
-		bySize[i] = i
-	}
-	slices.SortStableFunc(bySize, func(a, b int) int { return cmp.Compare(s.entries[b].id.size, s.entries[a].id.size) })
-	return slices.Collect(slices.Chunk(bySize, 2))
 }
 
 // bodies hashes and encrypts one or two files, leaving room for the headers.

@@ -38,20 +38,42 @@ func Verify(ctx context.Context, dir string, m *Manifest, r Run) error {
 		total += e.id.size
 	}
 	meter := newMeter(r.Progress, total)
-	if err := forEach(ctx, r.Workers, len(entries), func(ctx context.Context, i int) error {
-		f, err := t.open(entries[i])
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		if _, err := hashFile(ctx, f, m.Files[i], m.Sharded, meter); err != nil {
-			return about("verify", entries[i].name, err)
-		}
-		return entries[i].unchanged(f)
+	pairs := pairUp(entries)
+	if err := forEach(ctx, r.Workers, len(pairs), func(ctx context.Context, p int) error {
+		return verifyFiles(ctx, t, entries, m, pairs[p], meter)
 	}); err != nil {
 		return err
 	}
 	return t.unchanged(ctx, entries)
+}
+
+// verifyFiles compares one or two files with the manifest.
+func verifyFiles(ctx context.Context, t *tree, entries []entry, m *Manifest, files []int, meter *meter) error {
+	var open []*hashing
+	defer func() {
+		for _, h := range open {
+			h.close()
+		}
+	}()
+	for _, i := range files {
+		f, err := t.open(entries[i])
+		if err != nil {
+			return err
+		}
+		open = append(open, newHashing(f, m.Sharded, meter.writer(entries[i].name)))
+	}
+	if err := hashFiles(ctx, open); err != nil {
+		return about("verify", entries[files[0]].name, err)
+	}
+	for n, i := range files {
+		if err := open[n].digest.check(m.Files[i]); err != nil {
+			return about("verify", entries[i].name, err)
+		}
+		if err := entries[i].unchanged(open[n].file); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // sameNames compares what is there with what is signed; both are in order.
@@ -67,25 +89,50 @@ func sameNames(have []entry, want []File) error {
 	return nil
 }
 
-// hashFile reads all of f and compares it with want. It returns the size.
-func hashFile(ctx context.Context, f *os.File, want File, sharded bool, m *meter) (int64, error) {
-	d := newDigester(sharded)
-	buf := readBuffers.Get().(*[readSize]byte)
-	defer readBuffers.Put(buf)
+// A hashing is one open file that is being hashed.
+type hashing struct {
+	file   *os.File
+	digest *digester
+	meter  meterWriter
+	buf    *[readSize]byte
+}
+
+func newHashing(f *os.File, sharded bool, m meterWriter) *hashing {
+	return &hashing{f, newDigester(sharded), m, readBuffers.Get().(*[readSize]byte)}
+}
+
+func (h *hashing) close() {
+	h.file.Close()
+	readBuffers.Put(h.buf)
+}
+
+// next reads on; nothing at the end of the file.
+func (h *hashing) next() ([]byte, error) {
+	n, err := io.ReadFull(h.file, h.buf[:])
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, err
+	}
+	h.meter.Write(h.buf[:n])
+	return h.buf[:n], nil
+}
+
+// hashFiles hashes one or two files to their ends.
+func hashFiles(ctx context.Context, files []*hashing) error {
 	for {
-		if err := ctx.Err(); err != nil {
-			return d.size, err
+		var read [2][]byte
+		for i, h := range files {
+			var err error
+			if read[i], err = h.next(); err != nil {
+				return err
+			}
 		}
-		n, err := f.Read(buf[:])
-		d.Write(buf[:n])
-		if m != nil {
-			m.add(want.Name, int64(n))
+		if err := ctx.Err(); err != nil || len(read[0]) == 0 && len(read[1]) == 0 {
+			return err
 		}
-		if errors.Is(err, io.EOF) {
-			return d.size, d.check(want)
+		if len(files) == 1 {
+			files[0].digest.Write(read[0])
+			continue
 		}
-		if err != nil {
-			return d.size, err
-		}
+		write2(files[0].digest, files[1].digest, read[0], read[1])
 	}
 }
