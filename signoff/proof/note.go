@@ -129,10 +129,6 @@ func Unverified(signed []byte) (Checkpoint, error) {
 // split checks the form of a note and returns its checkpoint and its text.
 func split(signed []byte) (Checkpoint, []byte, error) {
 	n, err := openNote(signed, nil)
-	var unverified *note.UnverifiedNoteError
-	if errors.As(err, &unverified) {
-		n, err = unverified.Note, nil
-	}
 	if err != nil {
 		return Checkpoint{}, nil, err
 	}
@@ -140,14 +136,25 @@ func split(signed []byte) (Checkpoint, []byte, error) {
 	return c, []byte(n.Text), err
 }
 
-// openNote is note.Open with a bound and our prefix on errors.
+// openNote is note.Open with a bound, our prefix on errors, and only one
+// spelling of each signature line. A note that nobody known signed is returned
+// with no verified signature.
 func openNote(signed []byte, known note.Verifiers) (*note.Note, error) {
 	if len(signed) > maxNote {
 		return nil, fmt.Errorf("proof: a signed checkpoint of %d bytes; at most %d", len(signed), maxNote)
 	}
 	n, err := note.Open(signed, known)
 	if err != nil {
-		return nil, fmt.Errorf("proof: open checkpoint: %w", err)
+		var unverified *note.UnverifiedNoteError
+		if !errors.As(err, &unverified) {
+			return nil, fmt.Errorf("proof: open checkpoint: %w", err)
+		}
+		n = unverified.Note
+	}
+	for l := range bytes.Lines(signed[len(n.Text)+1:]) {
+		if _, _, _, err := parseLine(l); err != nil {
+			return nil, err
+		}
 	}
 	return n, nil
 }
