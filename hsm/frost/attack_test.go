@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -77,9 +78,14 @@ func randomPolynomial(t testing.TB, n int) polynomial {
 // dealAll is the honest half of a key generation.
 func dealAll(t testing.TB, c *Ceremony) []*Dealing {
 	t.Helper()
+	return dealFrom(t, rand.Reader, c)
+}
+
+func dealFrom(t testing.TB, r io.Reader, c *Ceremony) []*Dealing {
+	t.Helper()
 	var ds []*Dealing
 	for _, id := range c.Dealers() {
-		d, err := c.Deal(rand.Reader, id)
+		d, err := c.Deal(r, id)
 		if err != nil {
 			t.Fatal(err)
 		}
