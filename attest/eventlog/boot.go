@@ -24,7 +24,7 @@ func (l *Log) BootApplications(bankName string) ([]BootApplication, error) {
 	if err != nil {
 		return nil, err
 	}
-	separated, after := false, ""
+	separator, after := len(l.Events), ""
 	apps := []BootApplication{}
 	for i := range l.Events {
 		e := &l.Events[i]
@@ -32,32 +32,20 @@ func (l *Log) BootApplications(bankName string) ([]BootApplication, error) {
 			continue
 		}
 		if l.isSeparator(e, b) {
-			if separated {
+			if separator < i {
 				return nil, fmt.Errorf("eventlog: offset %d, event %d in PCR 4: a second separator", e.Offset, i)
 			}
-			separated = true
-			continue
-		}
-		if text, ok := l.action(e, b); ok {
+			separator = i
+		} else if text, ok := l.action(e, b); ok {
 			after = text
-			continue
+		} else {
+			apps = append(apps, BootApplication{Event: i, Digest: l.digest(e, b), After: after})
 		}
-		apps = append(apps, BootApplication{i, l.digest(e, b), true, after})
 	}
 	for i := range apps {
-		apps[i].BeforeSeparator = separated && apps[i].Event < l.separator(b, 4)
+		apps[i].BeforeSeparator = separator < len(l.Events) && apps[i].Event < separator
 	}
 	return apps, nil
-}
-
-// separator returns the index of the PCR's first separator, or the number of events.
-func (l *Log) separator(b bank, pcr uint32) int {
-	for i := range l.Events {
-		if e := &l.Events[i]; e.PCR == pcr && e.Type != NoAction && l.isSeparator(e, b) {
-			return i
-		}
-	}
-	return len(l.Events)
 }
 
 // action returns the printable ASCII text that the event measured. The bytes that

@@ -18,7 +18,7 @@ const (
 // String returns unknown, off or on.
 func (s State) String() string { return [...]string{"unknown", "off", "on"}[s] }
 
-// MarshalText is not wanted: in JSON a State is null, false or true.
+// MarshalJSON writes null, false or true.
 func (s State) MarshalJSON() ([]byte, error) {
 	return []byte([...]string{"null", "false", "true"}[s]), nil
 }

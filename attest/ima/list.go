@@ -9,7 +9,6 @@ import (
 // A List is a measurement list in the kernel's order.
 type List struct {
 	Entries []Entry
-	data    []byte
 }
 
 // A ListError tells how far a list was good.
@@ -37,7 +36,7 @@ func (e *ListError) Unwrap() error { return e.Reason }
 // their first entry. Errors are of type *ListError; an empty list is one. The list
 // aliases data, which must not change.
 func Parse(data []byte) (*List, error) {
-	l := &List{data: data}
+	l := &List{}
 	s := newScanner(data)
 	l.Entries = make([]Entry, 0, len(data)/typicalEntry+1)
 	for {
@@ -147,8 +146,7 @@ func (s *scanner) fail(err error) error {
 	return &ListError{s.entries, s.off, errors.Is(err, errCut), err}
 }
 
-// check compares the listed template digest with the template data, and a
-// buffer with its digest.
+// check compares the listed template digest with the template data.
 func (s *scanner) check(e *Entry) error {
 	if e.Violation {
 		return nil
@@ -156,14 +154,6 @@ func (s *scanner) check(e *Entry) error {
 	h := hash{"", len(e.Digest)}
 	if sum := h.sum(e.input(&s.buf)); !bytes.Equal(sum[:h.size], e.Digest) {
 		return fmt.Errorf("template digest %x is not that of the template data, %x", e.Digest, sum[:h.size])
-	}
-	if e.Buffer == nil {
-		return nil
-	}
-	if h, err := bankHash(e.Algorithm); err == nil {
-		if sum := h.sum(e.Buffer); !bytes.Equal(sum[:h.size], e.FileDigest) {
-			return fmt.Errorf("the buffer of %.80q does not hash to its digest", e.name)
-		}
 	}
 	return nil
 }

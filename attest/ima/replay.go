@@ -14,20 +14,21 @@ const PCR = 10
 // A State is how far a list was proved, so that the next quote costs only the new
 // entries. It may be kept as JSON. The zero State is refused: see NewState.
 type State struct {
-	Bank       string         `json:"bank"`
-	Offset     int            `json:"offset"` // bytes of the list
-	Entries    int            `json:"entries"`
-	Violations int            `json:"violations"`
-	PCRs       map[int][]byte `json:"pcrs"` // those that entries were extended into
+	Bank       string `json:"bank"`
+	Offset     int    `json:"offset"` // bytes of the list
+	Entries    int    `json:"entries"`
+	Violations int    `json:"violations"`
+	PCR        []byte `json:"pcr"` // value of PCR 10
 }
 
 // NewState returns the state of a kernel that has measured nothing. SHA-1 is
 // refused, as is any bank that cannot be replayed.
 func NewState(bank string) (*State, error) {
-	if _, err := strongHash(bank); err != nil {
+	h, err := strongHash(bank)
+	if err != nil {
 		return nil, err
 	}
-	return &State{Bank: bank, PCRs: map[int][]byte{}}, nil
+	return &State{Bank: bank, PCR: make([]byte, h.size)}, nil
 }
 
 // strongHash returns the hash of a bank that proves something.
@@ -42,30 +43,55 @@ func strongHash(bank string) (hash, error) {
 // Advance finds the shortest prefix of list that leads from the state to the quoted
 // value of PCR 10, moves the state to its end and returns its entries, which the
 // quote proves. There are none if nothing was measured since. The list begins at
-// the state's Offset; what follows the prefix is not looked at. A list in which no
-// prefix fits is an error and leaves the state as it was: retry with the list from
-// the beginning and a new state only after a reboot.
+// the state's Offset; what follows the prefix is not looked at. If no prefix fits, or
+// an entry of it is malformed or for another PCR, which this quote does not prove,
+// the state stays as it was. After a reboot begin with a new state.
 func (s *State) Advance(list, quoted []byte) ([]Entry, error) {
-	r, err := s.resume()
-	if err != nil {
-		return nil, err
-	}
+	h, err := s.check()
 	switch {
-	case len(quoted) != r.hash.size:
-		return nil, fmt.Errorf("ima: a quoted value of %d bytes, those of %s have %d", len(quoted), s.Bank, r.hash.size)
+	case err != nil:
+		return nil, err
+	case len(quoted) != h.size:
+		return nil, fmt.Errorf("ima: a quoted value of %d bytes, those of %s have %d", len(quoted), s.Bank, h.size)
 	case allZero(quoted):
 		return nil, fmt.Errorf("ima: PCR %d is all zeros: the kernel measured nothing", PCR)
+	case bytes.Equal(quoted, s.PCR):
+		return nil, nil
 	}
-	entries, err := r.until(list, quoted)
+	entries, err := prefix(h, s.PCR, list, quoted)
 	if err != nil {
 		return nil, err
 	}
-	s.commit(r, entries)
+	s.commit(entries, quoted)
 	return entries, nil
 }
 
-// commit moves the state to where the replay is, behind the entries.
-func (s *State) commit(r *replay, entries []Entry) {
+// Prove returns the entries of the shortest prefix of a whole list that leads to the
+// quoted value of PCR 10: see [State.Advance].
+func Prove(bank string, list, quoted []byte) ([]Entry, error) {
+	s, err := NewState(bank)
+	if err != nil {
+		return nil, err
+	}
+	return s.Advance(list, quoted)
+}
+
+// check refuses a state that NewState and Advance did not make.
+func (s *State) check() (hash, error) {
+	h, err := strongHash(s.Bank)
+	if err != nil {
+		return hash{}, err
+	}
+	fresh := s.Entries == 0 && s.Offset == 0 && allZero(s.PCR)
+	later := s.Entries > 0 && s.Offset > 0 && !allZero(s.PCR)
+	if len(s.PCR) != h.size || s.Violations < 0 || s.Violations > s.Entries || !fresh && !later {
+		return hash{}, fmt.Errorf("ima: a state of %d entries up to offset %d with PCR %x is none of ours", s.Entries, s.Offset, s.PCR)
+	}
+	return h, nil
+}
+
+// commit moves the state behind the entries.
+func (s *State) commit(entries []Entry, quoted []byte) {
 	base := s.Offset
 	for i := range entries {
 		entries[i].Offset += base
@@ -75,27 +101,61 @@ func (s *State) commit(r *replay, entries []Entry) {
 		}
 	}
 	s.Entries += len(entries)
-	s.PCRs = r.pcrs()
+	s.PCR = bytes.Clone(quoted)
 }
 
-// resume returns a replay that begins at the state.
-func (s *State) resume() (*replay, error) {
-	h, err := strongHash(s.Bank)
-	if err != nil {
-		return nil, err
-	}
+// prefix extends entries into PCR 10 until it has the value.
+func prefix(h hash, start, list, value []byte) ([]Entry, error) {
 	r := &replay{hash: h}
-	if s.Offset < 0 || s.Entries < 0 || s.Violations < 0 || (s.Entries == 0) != (len(s.PCRs) == 0) {
-		return nil, fmt.Errorf("ima: a state of %d entries up to offset %d with %d PCRs is none of ours", s.Entries, s.Offset, len(s.PCRs))
-	}
-	for pcr, value := range s.PCRs {
-		if pcr < 0 || pcr >= pcrCount || len(value) != h.size {
-			return nil, fmt.Errorf("ima: a state with %d bytes for PCR %d is none of ours", len(value), pcr)
+	at := r.value[PCR][:h.size]
+	copy(at, start)
+	sc := newScanner(list)
+	entries := make([]Entry, 0, len(list)/typicalEntry+1)
+	for {
+		var e Entry
+		more, err := sc.next(&e)
+		if err == nil && more && e.PCR != PCR {
+			err = sc.fail(fmt.Errorf("it is for PCR %d, which the value of PCR %d does not prove", e.PCR, PCR))
 		}
-		copy(r.value[pcr][:], value)
-		r.extended[pcr] = true
+		if err != nil {
+			return nil, fmt.Errorf("%w; the %d entries before it do not lead to PCR %d, %x", err, len(entries), PCR, value)
+		}
+		if !more {
+			return nil, noPrefix(h, start, entries, value, at)
+		}
+		r.extend(&e)
+		entries = append(entries, e)
+		if bytes.Equal(at, value) {
+			return entries, nil
+		}
 	}
-	return r, nil
+}
+
+// noPrefix says what the list leads to instead.
+func noPrefix(h hash, start []byte, entries []Entry, value, at []byte) error {
+	if padded(h, start, entries, value) {
+		return fmt.Errorf("ima: PCR %d is %x, which holds SHA-1 digests padded with zeros: use a kernel of version 5.8 or later", PCR, value)
+	}
+	return fmt.Errorf("ima: no prefix of %d entries leads to PCR %d, %x; all of them lead to %x", len(entries), PCR, value, at)
+}
+
+// padded reports whether the value is what kernels before 5.8 made of the list, so
+// that this can be said. It is never accepted.
+func padded(h hash, start []byte, entries []Entry, value []byte) bool {
+	pair := make([]byte, 2*h.size)
+	copy(pair, start)
+	for i := range entries {
+		clear(pair[h.size:])
+		copy(pair[h.size:], entries[i].Digest)
+		if entries[i].Violation {
+			copy(pair[h.size:], bytes.Repeat([]byte{0xff}, h.size))
+		}
+		next := h.sum(pair)
+		if copy(pair, next[:h.size]); bytes.Equal(pair[:h.size], value) {
+			return true
+		}
+	}
+	return false
 }
 
 // A replay is the PCRs of one bank while a list is extended into them.
@@ -126,6 +186,7 @@ func (r *replay) extend(e *Entry) {
 	r.extended[e.PCR] = true
 }
 
+// pcrs returns those that entries were extended into.
 func (r *replay) pcrs() map[int][]byte {
 	out := make(map[int][]byte)
 	for i := range r.value {
@@ -134,69 +195,6 @@ func (r *replay) pcrs() map[int][]byte {
 		}
 	}
 	return out
-}
-
-// until extends entries until PCR 10 has the value.
-func (r *replay) until(list, value []byte) ([]Entry, error) {
-	at := r.value[PCR][:r.hash.size]
-	if bytes.Equal(at, value) {
-		return nil, nil
-	}
-	padded := paddedReplay{pcr: make([]byte, r.hash.size)}
-	sc := newScanner(list)
-	entries := make([]Entry, 0, len(list)/typicalEntry+1)
-	for {
-		var e Entry
-		more, err := sc.next(&e)
-		if err != nil {
-			return nil, fmt.Errorf("ima: no prefix of %d entries leads to PCR %d, %x: %w", len(entries), PCR, value, err)
-		}
-		if !more {
-			break
-		}
-		r.extend(&e)
-		entries = append(entries, e)
-		if bytes.Equal(at, value) {
-			return entries, nil
-		}
-	}
-	if padded.leads(entries, r.hash, value) {
-		return nil, fmt.Errorf("ima: PCR %d is %x, which holds SHA-1 digests padded with zeros: a kernel before 5.8, or one that has no %s", PCR, value, r.hash.name)
-	}
-	return nil, fmt.Errorf("ima: no prefix of %d entries leads to PCR %d, %x; all of them lead to %x", len(entries), PCR, value, at)
-}
-
-// A paddedReplay is what kernels before 5.8 did in banks other than SHA-1. It serves
-// to say so, and never to accept.
-type paddedReplay struct{ pcr []byte }
-
-func (p *paddedReplay) leads(entries []Entry, h hash, value []byte) bool {
-	for i := range entries {
-		e := &entries[i]
-		if e.PCR != PCR || len(e.Digest) != 20 {
-			continue
-		}
-		digest := make([]byte, h.size)
-		copy(digest, e.Digest)
-		if e.Violation {
-			copy(digest, bytes.Repeat([]byte{0xff}, h.size))
-		}
-		next := h.sum(slices.Concat(p.pcr, digest))
-		if p.pcr = bytes.Clone(next[:h.size]); bytes.Equal(p.pcr, value) {
-			return true
-		}
-	}
-	return false
-}
-
-// Prove returns the entries of the shortest prefix that leads to the quoted value of
-// PCR 10 from the start of the kernel.
-func (l *List) Prove(bank string, quoted []byte) ([]Entry, error) {
-	s, err := NewState(bank)
-	if err != nil {
-		return nil, err
-	}
-	return s.Advance(l.data, quoted)
 }
 
 // Replay extends every entry into the bank, SHA-1 included, and returns the PCRs.
