@@ -29,7 +29,7 @@ var (
 	curveA = fieldOf(486662)
 	rootS  = rootOf(fieldOf(486664))                                    // s^2 = A + 2
 	rootC  = rootOf(new(field.Element).Negate(fieldOf(486664)))         // v = cu/x
-	rootK  = rootOf(new(field.Element).Mult32(fieldOf(486664), 486660)) // A^2 - 4
+	rootK  = rootOf(new(field.Element).Mult32(fieldOf(486664), 486660)) // K^2 = sqrt(-1)(A^2 - 4)
 )
 
 func fieldOf(n uint32) *field.Element {
