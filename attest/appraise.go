@@ -146,12 +146,15 @@ func (v *Verdict) checkQuote(ev *Evidence, node *Node, sets []*ReferenceSet, exp
 		Domain: exp.Domain, Nonce: exp.Nonce, AgentNonce: ev.AgentNonce,
 		TLSName: node.TLSName, FreshName: freshName, Request: exp.Request,
 	}.Digest()
-	want := QuoteExpectation{ExtraData: extra[:], PCRs: map[int][32]byte{}}
 	for _, pcr := range Selection(sets, exp.PCRs, exp.Now) {
-		value, given := ev.PCRs[pcr]
-		if !given {
+		if _, given := ev.PCRs[pcr]; !given {
 			return nil, refuse("let the agent quote the PCRs that policy and reference sets ask for", "PCR %d was not quoted", pcr)
 		}
+	}
+	// More than asked for may be quoted, so that a node which follows the sets a
+	// little later or earlier than its judge stays in. All of it must be signed.
+	want := QuoteExpectation{ExtraData: extra[:], PCRs: make(map[int][32]byte, len(ev.PCRs))}
+	for pcr, value := range ev.PCRs {
 		want.PCRs[pcr] = value
 	}
 	quote, err := verifyQuote(node.AK, ev.Quote, ev.Signature, want)
@@ -209,12 +212,12 @@ func checkExplained(ev *Evidence, pcrs map[int]Digest) *refusal {
 	for pcr, value := range pcrs {
 		boot[pcr] = value[:]
 	}
-	if ima, quoted := boot[pcrIMA]; quoted {
-		delete(boot, pcrIMA)
-		if err := explainIMA(ev.IMA, ima); err != nil {
+	if _, quoted := boot[pcrIMA]; quoted {
+		if err := explainIMA(ev.IMA, boot); err != nil {
 			return refuse("let the agent send the kernel's measurement list again; if this repeats, reinstall the node",
 				"PCR %d: %w", pcrIMA, err)
 		}
+		delete(boot, pcrIMA)
 	}
 	if err := explainBoot(ev.EventLog, boot); err != nil {
 		return &refusal{err, "boot again; if this repeats, something measured what it did not log: update the firmware or reinstall the node"}

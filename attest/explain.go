@@ -2,8 +2,10 @@ package attest
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/keyturn/keyturn/attest/eventlog"
+	"github.com/keyturn/keyturn/attest/ima"
 )
 
 // explainBoot returns nil if replaying the firmware's event log gives every one
@@ -19,8 +21,22 @@ func explainLog(log []byte, bank string, pcrs map[int][]byte) error {
 }
 
 // explainIMA returns nil if a prefix of the kernel's measurement list leads to
-// the value of PCR 10. Until there is a reader for that list, nothing explains
-// PCR 10, so evidence that quotes it is refused.
-func explainIMA(list, pcr []byte) error {
-	return errors.New("no reader for the kernel's measurement list: quote without PCR 10")
+// the value of PCR 10, and its first entry to the boot that the other sha256 PCRs
+// show. It does not judge the files that the list names.
+func explainIMA(list []byte, pcrs map[int][]byte) error {
+	state, err := ima.NewState("sha256")
+	if err != nil {
+		return err
+	}
+	entries, err := state.Advance(list, pcrs[pcrIMA])
+	if err != nil {
+		return err
+	}
+	if len(entries) == 0 {
+		return errors.New("the measurement list is empty")
+	}
+	if err := entries[0].BootAggregate("sha256", pcrs); err != nil {
+		return fmt.Errorf("measurement list: %w", err)
+	}
+	return nil
 }

@@ -101,6 +101,26 @@ func TestLocalBootPCRs(t *testing.T) {
 				t.Errorf("%s: %v", boot, err)
 			}
 		}
+		f.Log = shared(t, "local-boot/"+boot+".bios")
+		if r, err := InspectQuote(f); err != nil || !r.LogChecked {
+			t.Errorf("%s: %v", boot, err)
+		}
+		all := make(map[int][]byte)
+		for pcr, v := range values {
+			all[pcr] = v[:]
+		}
+		list := shared(t, "local-boot/"+boot+".ima")
+		if err := explainIMA(list, all); err != nil {
+			t.Errorf("%s: %v", boot, err)
+		}
+		wantError(t, explainIMA(nil, all), "no prefix")
+		all[0] = bytes.Repeat([]byte{1}, 32)
+		wantError(t, explainIMA(list, all), "another boot")
+		f.Log = f.Log[:len(f.Log)/2]
+		if _, err := InspectQuote(f); err == nil {
+			t.Errorf("%s: half a log was accepted", boot)
+		}
+		f.Log = nil
 		values[4] = [32]byte{1}
 		_, err = VerifyQuote(f.AK, f.Quote, f.Signature, QuoteExpectation{f.Nonce, values})
 		wantError(t, err, "is not that of the PCR values")

@@ -149,6 +149,7 @@ func TestAppraiseRefusals(t *testing.T) {
 		"another TLS key":          {func(ev *attest.Evidence, _ *attest.Expectation) { ev.TLSName = other.node.TLSName }, "TLS key"},
 		"value changed":            {func(ev *attest.Evidence, _ *attest.Expectation) { ev.PCRs[4] = attest.Digest{1} }, "is not that of the PCR values"},
 		"value left out":           {func(ev *attest.Evidence, _ *attest.Expectation) { delete(ev.PCRs, 4) }, "PCR 4 was not quoted"},
+		"value added":              {func(ev *attest.Evidence, _ *attest.Expectation) { ev.PCRs[9] = attest.Digest{1} }, "signed selection"},
 		"policy wants more":        {func(_ *attest.Evidence, exp *attest.Expectation) { exp.PCRs = []int{11} }, "PCR 11 was not quoted"},
 		"empty log":                {func(ev *attest.Evidence, _ *attest.Expectation) { ev.EventLog = nil }, ""},
 		"log without measurements": {func(ev *attest.Evidence, _ *attest.Expectation) { ev.EventLog = specIDEvent() }, "PCR 0"},
@@ -167,7 +168,7 @@ func TestAppraiseRefusals(t *testing.T) {
 			later.Milliseconds++
 			exp.Previous = &later
 		}, "clock went back"},
-		"sets ran out": {func(_ *attest.Evidence, exp *attest.Expectation) { exp.Now += 2 }, "PCR"},
+		"sets ran out": {func(_ *attest.Evidence, exp *attest.Expectation) { exp.Now += 2 }, "no current reference set"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ev, exp := *good, expectation()

@@ -51,11 +51,13 @@ const (
 	EKTemplateRSA = "L-1" // RSA-2048, certificate in NV index 0x01c00002
 )
 
-var ekKinds = []struct {
+type ekKind struct {
 	template string
-	index    tpm2.TPMHandle
+	index    tpm2.TPMHandle // of the certificate
 	public   tpm2.TPMTPublic
-}{
+}
+
+var ekKinds = []ekKind{
 	{EKTemplateECC, 0x01c0000a, tpm2.ECCEKTemplate},
 	{EKTemplateRSA, 0x01c00002, tpm2.RSAEKTemplate},
 }
@@ -174,6 +176,7 @@ type Identity struct {
 	device *Device
 	state  State
 	ak     *keys.Object
+	ek     *keys.Object // nil before it is needed; touched within Run only
 	id     attest.Digest
 
 	TLSKey     *keys.SigningKey // for mutual TLS

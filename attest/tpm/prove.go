@@ -38,32 +38,29 @@ func (i *Identity) Enrol(ctx context.Context) (*attest.Enrolment, error) {
 	return e, nil
 }
 
-// makeEK makes the endorsement key of the certificate. It is not kept: with RSA
-// it takes up to seconds, but enrolment is once.
+// makeEK makes the endorsement key of the certificate, once: RSA takes seconds.
 func (i *Identity) makeEK(ctx context.Context) (ek *keys.Object, err error) {
-	n := slices.IndexFunc(ekKinds, func(k struct {
-		template string
-		index    tpm2.TPMHandle
-		public   tpm2.TPMTPublic
-	}) bool {
-		return k.template == i.state.EKTemplate
-	})
+	n := slices.IndexFunc(ekKinds, func(k ekKind) bool { return k.template == i.state.EKTemplate })
 	if n < 0 {
 		return nil, fmt.Errorf("tpm: endorsement key template %q is not known", i.state.EKTemplate)
 	}
 	err = i.device.Run(ctx, "make the endorsement key", func(tr transport.TPM) (err error) {
-		ek, err = keys.NewPrimary(tr, tpm2.TPMRHEndorsement, ekKinds[n].public)
-		return err
+		if i.ek != nil {
+			ek = i.ek
+			return nil
+		}
+		if ek, err = keys.NewPrimary(tr, tpm2.TPMRHEndorsement, ekKinds[n].public); err != nil {
+			return err
+		}
+		// The certificate names the key: what answers to it is this TPM and not
+		// something on the way to it.
+		if err := attest.MatchEK(ek.Public(), i.state.EKCert); err != nil {
+			return err
+		}
+		i.ek = ek
+		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	// The certificate names the key: what answers to it is this TPM and not
-	// something on the way to it.
-	if err := attest.MatchEK(ek.Public(), i.state.EKCert); err != nil {
-		return nil, err
-	}
-	return ek, nil
+	return ek, err
 }
 
 // certify has the AK vouch for a key of this TPM (TPM2_Certify, Part 3, section 18.2).
