@@ -15,9 +15,9 @@ import (
 
 // Verify recomputes everything from the entries: each hash of each tile, full
 // and partial, the published checkpoint's root, and each blob's digest. The
-// first missing or changed file is the error. Who signed the
-// checkpoint is not looked at here. progress, if not nil, hears how many
-// entries are done of how many.
+// first missing or changed file is the error. Who signed the checkpoint, and
+// which blobs the entries name, is not looked at here. progress, if not nil,
+// hears how many entries are done of how many.
 func (a *Archive) Verify(ctx context.Context, progress func(done, total uint64)) error {
 	v := a.view.Load()
 	r := &recomputed{root: a.disk.root}
