@@ -176,11 +176,15 @@ func (t *TPM) PinStorageRoot(name []byte) error {
 	}
 	<-t.turn
 	defer func() { t.turn <- struct{}{} }()
-	t.pin = bytes.Clone(name)
-	if t.root != nil {
-		return t.checkRoot(t.root)
+	if t.root != nil && !bytes.Equal(name, t.root.name.Buffer) {
+		return fmt.Errorf("tpm: pin storage root: %w", notRoot(t.root.name.Buffer, name))
 	}
+	t.pin = bytes.Clone(name)
 	return nil
+}
+
+func notRoot(found, pinned []byte) error {
+	return fmt.Errorf("%w: storage root key %x, pinned %x: another TPM, a cleared one, or something on the bus", hsm.ErrWrongIdentity, found, pinned)
 }
 
 // StorageRoot returns the name of the storage root key: the parent of all keys
@@ -197,13 +201,6 @@ func (t *TPM) StorageRoot(ctx context.Context) (name []byte, err error) {
 	return name, err
 }
 
-func (t *TPM) checkRoot(root *Object) error {
-	if t.pin != nil && !bytes.Equal(t.pin, root.name.Buffer) {
-		return fmt.Errorf("%w: storage root key %x, pinned %x: another TPM, a cleared one, or something on the bus", hsm.ErrWrongIdentity, root.name.Buffer, t.pin)
-	}
-	return nil
-}
-
 // storageRoot returns the storage root key, made from its seed at first use.
 func (t *TPM) storageRoot(tr transport.TPM) (*Object, error) {
 	if t.root != nil {
@@ -213,8 +210,8 @@ func (t *TPM) storageRoot(tr transport.TPM) (*Object, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make storage root key: %w", err)
 	}
-	if err := t.checkRoot(root); err != nil {
-		return nil, err
+	if t.pin != nil && !bytes.Equal(t.pin, root.name.Buffer) {
+		return nil, notRoot(root.name.Buffer, t.pin)
 	}
 	t.root = root
 	return root, nil
