@@ -76,6 +76,21 @@ func TestQuote(t *testing.T) {
 	}
 }
 
+func TestQuoteRefusals(t *testing.T) {
+	b := machine(t, 0)
+	for _, c := range []struct {
+		extra []byte
+		pcrs  []int
+	}{{nil, []int{0}}, {nonce, nil}, {nonce, []int{24}}, {nonce, []int{-1}}} {
+		if _, _, _, err := b.identity.Quote(t.Context(), c.extra, c.pcrs); err == nil {
+			t.Errorf("quoted %v for %x", c.pcrs, c.extra)
+		}
+	}
+	if _, err := b.device.ReadPCRs(t.Context(), []int{24}); err == nil {
+		t.Error("PCR 24 was read")
+	}
+}
+
 func TestAttackNonceReplay(t *testing.T) {
 	b := machine(t, 0)
 	wantError(t, b.quote(t, nonce, 0, 1).verify([]byte("another nonce")), "a replay")

@@ -155,6 +155,9 @@ func (i *Identity) Quote(ctx context.Context, extraData []byte, pcrs []int) (quo
 	if len(extraData) == 0 || len(pcrs) == 0 {
 		return nil, nil, nil, errors.New("tpm: quote: extra data and PCRs must not be empty")
 	}
+	if slices.Min(pcrs) < 0 || slices.Max(pcrs) > 23 {
+		return nil, nil, nil, fmt.Errorf("tpm: quote: PCRs %v are not all between 0 and 23", pcrs)
+	}
 	err = i.device.Run(ctx, "quote", func(tr transport.TPM) error {
 		for range quoteTries {
 			done, err := i.quoteOnce(tr, extraData, pcrs, &quote, &sig, &values)

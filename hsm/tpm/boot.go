@@ -87,10 +87,14 @@ func checkPCRs(pcrs []int) error {
 	return nil
 }
 
-// Selection returns the sha256 selection of PCRs as commands take it.
+// Selection returns the sha256 selection of PCRs as commands take it. What is not
+// between 0 and 23 cannot be selected and is left out: callers check first.
 func Selection(pcrs []int) tpm2.TPMLPCRSelection {
 	bitmap := make([]byte, 3)
 	for _, pcr := range pcrs {
+		if pcr < 0 || pcr > maxPCR {
+			continue
+		}
 		bitmap[pcr/8] |= 1 << (pcr % 8)
 	}
 	return tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: bitmap}}}
