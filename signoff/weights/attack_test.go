@@ -15,7 +15,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 
 	"github.com/keyturn/keyturn/signoff/weights/stream"
 )
@@ -183,7 +182,8 @@ func TestAttackForgedBodyAgainstManifest(t *testing.T) {
 			t.Errorf("a key holder's other plaintext of the same size: %v", err)
 		}
 		absent(t, out)
-		for _, leftover := range contents(t, out+partialSuffix) {
+		left := contents(t, out+partialSuffix)
+		for _, leftover := range left {
 			if bytes.Contains(leftover, []byte(`"layers": 3`)) {
 				t.Error("the forged plaintext was kept")
 			}
@@ -555,29 +555,27 @@ func TestOpenResumes(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "out")
 	d := directory(t, dst, s)
 	stopped := 0
-	for i := range 5 {
+	for i := range 2 { // each run finishes a pair of files and is stopped in the next
 		ctx, cancel := context.WithCancel(t.Context())
 		asked := 0
 		err := d.Open(ctx, out, func(f int, st stream.Stanza) (stream.FileKey, error) {
-			if asked++; asked > 1 {
+			if asked++; asked > 2 {
 				cancel()
 			}
 			return b.keyFor(f, st)
 		}, Run{Workers: 1})
 		cancel()
-		if err == nil {
-			t.Fatalf("run %d was stopped and succeeded", i)
+		if !errors.Is(err, context.Canceled) {
+			t.Fatalf("run %d was stopped: %v", i, err)
 		}
 		absent(t, out)
 		stopped = len(contents(t, filepath.Join(out+partialSuffix, treeName)))
-		if i == 2 && stopped < 3 {
-			t.Errorf("after three runs %d files are done", stopped)
-		}
-		if i == 3 {
-			break
+		if want := 2 * (i + 1); stopped != want {
+			t.Errorf("after run %d %d files are done, want %d", i, stopped, want)
 		}
 	}
-	spoiled := filepath.Join(out+partialSuffix, treeName, s.Manifest.Files[0].Name)
+	done := slices.Sorted(maps.Keys(contents(t, filepath.Join(out+partialSuffix, treeName))))
+	spoiled := filepath.Join(out+partialSuffix, treeName, done[0])
 	if err := os.WriteFile(spoiled, []byte("torn by a crash"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -672,53 +670,5 @@ func TestKilledSealRestartsUnderFreshKeys(t *testing.T) {
 	}
 	if err := directory(t, dst, s).Open(t.Context(), filepath.Join(t.TempDir(), "out"), b.keyFor, Run{}); err != nil {
 		t.Error(err)
-	}
-}
-
-// A disk that fills up at any point leaves the old state.
-func TestDiskFull(t *testing.T) {
-	disk := filepath.Join(t.TempDir(), "disk")
-	if err := os.Mkdir(disk, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	mount := func(size int) error {
-		return unix.Mount("tmpfs", disk, "tmpfs", 0, fmt.Sprintf("size=%d", size))
-	}
-	if err := mount(1 << 20); err != nil {
-		t.Skipf("cannot mount a small tmpfs: %v", err)
-	}
-	unix.Unmount(disk, 0)
-	files := map[string][]byte{"a": random(100_000), "b/c": random(30_000), "d": nil}
-	src, b := model(t, files), newBox()
-	sealed, s := sealTo(t, src, b)
-	d := directory(t, sealed, s)
-	out := filepath.Join(disk, "out")
-	full := 0
-	for size := 4096; size < 50*4096; size += 4096 {
-		for name, run := range map[string]func() error{
-			"seal": func() error {
-				_, err := Seal(t.Context(), src, out, Options{Name: "model", Finish: newBox().finish})
-				return err
-			},
-			"open":   func() error { return d.Open(t.Context(), out, b.keyFor, Run{}) },
-			"export": func() error { return d.Export(t.Context(), out, nil, Run{}) },
-		} {
-			if err := mount(size); err != nil {
-				t.Fatal(err)
-			}
-			err := run()
-			if errors.Is(err, unix.ENOSPC) {
-				full++
-				absent(t, out)
-			} else if err != nil {
-				t.Errorf("%s on %d bytes: %v", name, size, err)
-			}
-			if err := unix.Unmount(disk, 0); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if full < 60 {
-		t.Errorf("the disk was full only %d times", full)
 	}
 }

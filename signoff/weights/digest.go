@@ -95,11 +95,11 @@ func (d *digester) check(want File) error {
 
 // pairUp puts indexes of files of similar size together, the largest first,
 // since two are hashed in little more time than one. One may be left alone.
-func pairUp(entries []entry) [][]int {
-	bySize := make([]int, len(entries))
+func pairUp(sizes []int64) [][]int {
+	bySize := make([]int, len(sizes))
 	for i := range bySize {
 		bySize[i] = i
 	}
-	slices.SortStableFunc(bySize, func(a, b int) int { return cmp.Compare(entries[b].id.size, entries[a].id.size) })
+	slices.SortStableFunc(bySize, func(a, b int) int { return cmp.Compare(sizes[b], sizes[a]) })
 	return slices.Collect(slices.Chunk(bySize, 2))
 }

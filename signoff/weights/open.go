@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"os"
 	"path"
 	"strconv"
 
@@ -30,7 +31,7 @@ func (d *Directory) Open(ctx context.Context, out string, keyFor KeyFunc, r Run)
 	if keyFor == nil {
 		return errors.New("weights: open: no way to unwrap keys")
 	}
-	total, err := d.bodies()
+	each, total, err := d.bodies()
 	if err != nil {
 		return err
 	}
@@ -43,28 +44,32 @@ func (d *Directory) Open(ctx context.Context, out string, keyFor KeyFunc, r Run)
 	if err := o.prepare(ctx); err != nil {
 		return err
 	}
-	if err := forEach(ctx, r.Workers, len(d.paths), o.file); err != nil {
+	pairs := pairUp(each)
+	if err := forEach(ctx, r.Workers, len(pairs), func(ctx context.Context, i int) error {
+		return o.files(ctx, pairs[i])
+	}); err != nil {
 		return err
 	}
 	return w.commit(treeName)
 }
 
-// bodies returns the number of plaintext bytes in all files, after checking
+// bodies returns the plaintext sizes of all files and their sum, after checking
 // their form: what cannot succeed fails before anything is written.
-func (d *Directory) bodies() (total int64, err error) {
+func (d *Directory) bodies() (each []int64, total int64, err error) {
 	for i, f := range d.manifest.Files {
 		s, err := d.open(i)
 		if err != nil {
-			return 0, about("open", f.Name, err)
+			return nil, 0, about("open", f.Name, err)
 		}
 		s.Close()
 		n, err := stream.PlainSize(s.body)
 		if err != nil {
-			return 0, about("open", f.Name, err)
+			return nil, 0, about("open", f.Name, err)
 		}
+		each = append(each, n)
 		total += n
 	}
-	return total, nil
+	return each, total, nil
 }
 
 // An opening is one run of Open.
@@ -89,14 +94,28 @@ func (o *opening) prepare(ctx context.Context) error {
 	return nil
 }
 
-// file opens one file unless an earlier run finished it.
-func (o *opening) file(ctx context.Context, i int) error {
-	want := o.manifest.Files[i]
-	done, err := o.finished(ctx, want)
-	if err != nil || done {
-		return err
+// files opens one or two files, unless an earlier run finished them. A pair that
+// fails is opened one by one, to learn which is to blame and keep the other.
+func (o *opening) files(ctx context.Context, pair []int) error {
+	var left []int
+	for _, i := range pair {
+		done, err := o.finished(ctx, o.manifest.Files[i])
+		if err != nil {
+			return err
+		}
+		if !done {
+			left = append(left, i)
+		}
 	}
-	return about("open", want.Name, o.decrypt(ctx, i, want))
+	if len(left) == 2 && o.decrypt(ctx, left) == nil {
+		return nil
+	}
+	for _, i := range left {
+		if err := errors.Join(ctx.Err(), o.decrypt(ctx, []int{i})); err != nil {
+			return about("open", o.manifest.Files[i].Name, err)
+		}
+	}
+	return nil
 }
 
 // finished reports whether the file is there and right. A wrong one is left
@@ -121,39 +140,80 @@ func (o *opening) finished(ctx context.Context, want File) (bool, error) {
 	return false, about("remove", want.Name, o.out.root.Remove(path.Join(treeName, want.Name)))
 }
 
-// decrypt writes the plaintext under a temporary name and renames it once it is
-// proved to be what was signed.
-func (o *opening) decrypt(ctx context.Context, i int, want File) (err error) {
-	src, err := o.Directory.open(i)
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	key, err := src.key(i, o.keyFor)
-	if err != nil {
-		return err
-	}
-	defer key.Wipe()
-	temporary := strconv.Itoa(i) + ".tmp"
-	if err := o.out.root.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	dst, err := o.out.create(temporary)
-	if err != nil {
-		return err
-	}
+// decrypt writes the plaintext of one or two files under temporary names, and
+// renames them once they are proved to be what was signed.
+func (o *opening) decrypt(ctx context.Context, files []int) (err error) {
+	var open []*cipherFile
 	defer func() {
-		if err != nil { // forged or half-written plaintext is not kept
-			err = errors.Join(err, o.out.root.Remove(temporary))
+		for _, f := range open {
+			err = errors.Join(err, f.end(o, err))
 		}
 	}()
-	d := newDigester(o.manifest.Sharded)
-	err = o.engine.Decrypt(ctx, dst, src, stream.BodyOffset, src.body, key, src.nonce, tee{d, o.meter.writer(want.Name)})
+	for _, i := range files {
+		f, err := o.begin(i)
+		if err != nil {
+			return err
+		}
+		open = append(open, f)
+	}
+	if len(open) == 1 {
+		err = o.engine.Decrypt(ctx, open[0].body, tee{open[0].digest, open[0].meter})
+	} else {
+		err = o.engine.DecryptPair(ctx, open[0].body, open[1].body, func(p, q []byte) error {
+			write2(open[0].digest, open[1].digest, p, q)
+			open[0].meter.Write(p)
+			open[1].meter.Write(q)
+			return nil
+		})
+	}
+	for _, f := range open {
+		if err == nil {
+			err = f.digest.check(f.want)
+		}
+	}
+	return err
+}
+
+// A cipherFile is one age file on its way back to plaintext.
+type cipherFile struct {
+	want      File
+	src       *sealedFile
+	dst       *os.File
+	temporary string
+	body      stream.Sealed
+	digest    *digester
+	meter     meterWriter
+}
+
+func (o *opening) begin(i int) (_ *cipherFile, err error) {
+	f := &cipherFile{want: o.manifest.Files[i], temporary: strconv.Itoa(i) + ".tmp", digest: newDigester(o.manifest.Sharded)}
+	f.meter = o.meter.writer(f.want.Name)
+	if f.src, err = o.open(i); err != nil {
+		return nil, err
+	}
+	key, err := f.src.key(i, o.keyFor)
+	defer key.Wipe()
 	if err == nil {
-		err = d.check(want)
+		err = o.out.root.Remove(f.temporary)
 	}
-	if err = errors.Join(err, dst.Close()); err != nil {
-		return err
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		f.dst, err = o.out.create(f.temporary)
 	}
-	return o.out.root.Rename(temporary, path.Join(treeName, want.Name))
+	if err != nil {
+		return nil, errors.Join(err, f.src.Close())
+	}
+	f.body = f.src.sealed(f.dst, key)
+	return f, nil
+}
+
+// end puts the plaintext into its place, or after a failure removes it: what is
+// forged or half written is not kept.
+func (f *cipherFile) end(o *opening, failed error) error {
+	f.body.Key.Wipe()
+	err := errors.Join(f.src.Close(), f.dst.Close())
+	if failed != nil || err != nil {
+		o.meter.add(f.want.Name, -f.digest.size)
+		return errors.Join(err, o.out.root.Remove(f.temporary))
+	}
+	return o.out.root.Rename(f.temporary, path.Join(treeName, f.want.Name))
 }

@@ -116,10 +116,8 @@ func newSealing(t *tree, entries []entry, o Options) (*sealing, error) {
 		return nil, fmt.Errorf("weights: seal: %q holds %d files, want 1 to %d", t.dir.Name(), len(entries), maxResources)
 	}
 	names := make([]string, len(entries))
-	var total int64
 	for i, e := range entries {
 		names[i] = e.name
-		total += e.id.size
 		if o.Sharded && strings.Contains(e.name, ":") {
 			return nil, fmt.Errorf("weights: seal: OMS cannot name shards of %q: it has a colon; rename it or seal without shards", e.name)
 		}
@@ -131,6 +129,7 @@ func newSealing(t *tree, entries []entry, o Options) (*sealing, error) {
 	for i := range paths {
 		paths[i] = path.Join(filesName, paths[i])
 	}
+	_, total := sizes(entries)
 	return &sealing{
 		o: o, src: t, entries: entries, paths: paths,
 		engine: stream.NewEngine(o.Workers), meter: newMeter(o.Progress, total),
@@ -151,7 +150,8 @@ func (s *sealing) run(ctx context.Context) (*Sealed, error) {
 			return nil, about("create the directory of", p, err)
 		}
 	}
-	pairs := pairUp(s.entries)
+	each, _ := sizes(s.entries)
+	pairs := pairUp(each)
 	if err := forEach(ctx, s.o.Workers, len(pairs), func(ctx context.Context, i int) error {
 		return s.bodies(ctx, pairs[i])
 	}); err != nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"strconv"
@@ -135,6 +136,11 @@ func (s *sealedFile) key(i int, keyFor KeyFunc) (stream.FileKey, error) {
 	return key, s.header.Verify(key)
 }
 
+// sealed describes the body for the engine.
+func (s *sealedFile) sealed(dst io.WriterAt, key stream.FileKey) stream.Sealed {
+	return stream.Sealed{Dst: dst, Src: s.File, Off: stream.BodyOffset, Size: s.body, Key: key, Nonce: s.nonce}
+}
+
 // Check examines the form of every file without any key: present, of a
 // possible size, with a header for its place in this object. It says nothing of
 // the content.
@@ -176,7 +182,7 @@ func (d *Directory) Reader(i int, keyFor KeyFunc) (*Reader, error) {
 		return nil, about("read", name, err)
 	}
 	defer key.Wipe()
-	r, err := stream.NewReaderAt(f, stream.BodyOffset, f.body, key, f.nonce)
+	r, err := stream.NewReaderAt(f.sealed(nil, key))
 	if err != nil {
 		f.Close()
 		return nil, about("read", name, err)

@@ -194,6 +194,15 @@ func (t *tree) unchanged(ctx context.Context, before []entry) error {
 	return fmt.Errorf("%w: %d files became %d", ErrChanged, len(before), len(now))
 }
 
+// sizes returns the sizes of the files in bytes, and their sum.
+func sizes(entries []entry) (each []int64, total int64) {
+	for _, e := range entries {
+		each = append(each, e.id.size)
+		total += e.id.size
+	}
+	return each, total
+}
+
 func identify(st *unix.Stat_t) fileID {
 	return fileID{
 		dev: uint64(st.Dev), ino: st.Ino, links: uint64(st.Nlink), size: st.Size,

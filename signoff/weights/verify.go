@@ -33,12 +33,9 @@ func Verify(ctx context.Context, dir string, m *Manifest, r Run) error {
 	if err := sameNames(entries, m.Files); err != nil {
 		return err
 	}
-	var total int64
-	for _, e := range entries {
-		total += e.id.size
-	}
+	each, total := sizes(entries)
 	meter := newMeter(r.Progress, total)
-	pairs := pairUp(entries)
+	pairs := pairUp(each)
 	if err := forEach(ctx, r.Workers, len(pairs), func(ctx context.Context, p int) error {
 		return verifyFiles(ctx, t, entries, m, pairs[p], meter)
 	}); err != nil {

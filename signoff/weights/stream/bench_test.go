@@ -107,7 +107,7 @@ func BenchmarkDecrypt(b *testing.B) {
 		b.Run(fmt.Sprintf("workers=%d", workers), func(b *testing.B) {
 			e := NewEngine(workers)
 			rate(b, func() {
-				check(b, e.Decrypt(context.Background(), discard{}, bytes.NewReader(file), BodyOffset, int64(len(file)-BodyOffset), key, Nonce(file[HeaderSize:]), nil))
+				check(b, e.Decrypt(context.Background(), Sealed{discard{}, bytes.NewReader(file), BodyOffset, int64(len(file) - BodyOffset), key, Nonce(file[HeaderSize:])}, nil))
 			})
 		})
 	}
@@ -147,7 +147,7 @@ func BenchmarkRatios(b *testing.B) {
 			check(b, w.Close())
 		})
 		oursOpen += timed(func() {
-			check(b, one.Decrypt(context.Background(), discard{}, bytes.NewReader(file), BodyOffset, int64(len(file)-BodyOffset), key, Nonce(file[HeaderSize:]), nil))
+			check(b, one.Decrypt(context.Background(), Sealed{discard{}, bytes.NewReader(file), BodyOffset, int64(len(file) - BodyOffset), key, Nonce(file[HeaderSize:])}, nil))
 		})
 		stockOpen += timed(func() {
 			r := must(age.Decrypt(bytes.NewReader(file), id))

@@ -110,7 +110,7 @@ func (v *vector) open(t *testing.T) (released []byte, outcome string) {
 		return nil, "header failure" // the suite counts the nonce as header
 	}
 	var sink, out memory
-	err = NewEngine(4).Decrypt(t.Context(), &out, bytes.NewReader(payload), NonceSize, int64(len(payload)-NonceSize), key, Nonce(payload), &sink)
+	err = NewEngine(4).Decrypt(t.Context(), Sealed{&out, bytes.NewReader(payload), NonceSize, int64(len(payload) - NonceSize), key, Nonce(payload)}, &sink)
 	if !bytes.Equal(sink.data, out.data) {
 		t.Errorf("%d bytes reached the sink, %d the output", len(sink.data), len(out.data))
 	}

@@ -136,28 +136,32 @@ func (s *sealer) seal(index int64, plain []byte) error {
 	return nil
 }
 
-// Decrypt opens the body of the given size at offset off of src into dst from
-// offset 0, and gives the plaintext to sink in order (nil for none). A chunk is
-// released to either only after it and every chunk before it proved authentic;
-// errors for which it did not are [ErrForged].
+// A Sealed is the body of an age file and the place its plaintext goes to.
+type Sealed struct {
+	Dst   io.WriterAt // from offset 0; nil for none
+	Src   io.ReaderAt
+	Off   int64 // of the first chunk in Src, in bytes
+	Size  int64 // of the body in Src, in bytes
+	Key   FileKey
+	Nonce Nonce
+}
+
+// Decrypt opens a body, and gives the plaintext to sink in order (nil for none).
+// A chunk is released to either only after it and every chunk before it proved
+// authentic; errors for which it did not are [ErrForged].
 //
 // Whoever holds the file key can make a body that passes: compare a digest of
 // the plaintext with a signed one before using it.
-func (e *Engine) Decrypt(ctx context.Context, dst io.WriterAt, src io.ReaderAt, off, size int64, key FileKey, nonce Nonce, sink io.Writer) error {
-	aead, err := payloadAEAD(key, nonce)
+func (e *Engine) Decrypt(ctx context.Context, b Sealed, sink io.Writer) error {
+	o, err := newOpener(b)
 	if err != nil {
 		return err
 	}
-	chunks, last := layout(size)
-	return e.each(ctx, chunks, func(c *chunk) error {
-		n := int64(sealedChunk)
-		if c.index == chunks-1 {
-			n = last
-		}
-		plain, err := openChunk(aead, src, off, c.index, chunks, c.buf[:n])
-		if errors.Is(err, ErrForged) && n == sealedChunk {
-			if plain, ok := openMisplacedEnd(aead, src, off, c.index, chunks, c.buf[:n]); ok {
-				return c.inTurn(func() error { return releaseMisplacedEnd(dst, sink, plain, c.index, chunks) })
+	return e.each(ctx, o.chunks, func(c *chunk) error {
+		plain, err := o.open(c.index, c.buf)
+		if errors.Is(err, ErrForged) {
+			if plain, ok := o.openMisplacedEnd(c.index, c.buf); ok {
+				return c.inTurn(func() error { return o.releaseMisplacedEnd(sink, plain, c.index) })
 			}
 		}
 		if err := c.inTurn(func() error {
@@ -168,60 +172,123 @@ func (e *Engine) Decrypt(ctx context.Context, dst io.WriterAt, src io.ReaderAt, 
 		}); err != nil {
 			return err
 		}
-		return put(dst, plain, c.index)
+		return o.put(plain, c.index)
 	})
+}
+
+// DecryptPair opens two bodies side by side, so that sink can hash a piece of
+// one and a piece of the other at the same time. Pieces come in order; when the
+// shorter body is done its pieces are empty. Of either body, a chunk is released
+// only after every chunk of both up to there proved authentic.
+func (e *Engine) DecryptPair(ctx context.Context, a, b Sealed, sink func(p, q []byte) error) error {
+	x, err := newOpener(a)
+	if err != nil {
+		return err
+	}
+	y, err := newOpener(b)
+	if err != nil {
+		return err
+	}
+	return e.each(ctx, max(x.chunks, y.chunks), func(c *chunk) error {
+		p, errP := x.open(c.index, c.buf[:sealedChunk])
+		q, errQ := y.open(c.index, c.buf[sealedChunk:])
+		if err := c.inTurn(func() error {
+			if err := errors.Join(errP, errQ); err != nil {
+				return err
+			}
+			return sink(p, q)
+		}); err != nil {
+			return err
+		}
+		return errors.Join(x.put(p, c.index), y.put(q, c.index))
+	})
+}
+
+// An opener opens the chunks of one body, in any order.
+type opener struct {
+	Sealed
+	aead   cipher.AEAD
+	chunks int64
+	last   int64 // sealed size of the last chunk
+}
+
+func newOpener(b Sealed) (*opener, error) {
+	aead, err := payloadAEAD(b.Key, b.Nonce)
+	if err != nil {
+		return nil, err
+	}
+	chunks, last := layout(b.Size)
+	return &opener{b, aead, chunks, last}, nil
+}
+
+// read fills buf with a sealed chunk; nothing beyond the last.
+func (o *opener) read(index int64, buf []byte) ([]byte, error) {
+	n := int64(sealedChunk)
+	if index == o.chunks-1 {
+		n = o.last
+	}
+	if index >= o.chunks {
+		n = 0
+	}
+	if err := readFull(o.Src, buf[:n], o.Off+index*sealedChunk); err != nil {
+		return nil, fmt.Errorf("stream: read chunk %d: %w", index, err)
+	}
+	return buf[:n], nil
+}
+
+// open reads and opens a chunk in place in buf; nothing beyond the last.
+func (o *opener) open(index int64, buf []byte) ([]byte, error) {
+	sealed, err := o.read(index, buf)
+	if err != nil || index >= o.chunks {
+		return nil, err
+	}
+	final := index == o.chunks-1
+	if final {
+		if err := checkLast(o.chunks, o.last); err != nil {
+			return nil, fmt.Errorf("%w: %w", err, ErrForged)
+		}
+	}
+	nonce := chunkNonce(index, final)
+	plain, err := o.aead.Open(sealed[:0], nonce[:], sealed, nil)
+	if err != nil {
+		return nil, fmt.Errorf("chunk %d of %d: %w", index, o.chunks, ErrForged)
+	}
+	return plain, nil
 }
 
 // openMisplacedEnd tries a full chunk that failed with the other last-chunk
 // flag. If that opens it, the chunk is authentic and in its place, but the body
 // was cut right after it or something was appended.
-func openMisplacedEnd(aead cipher.AEAD, src io.ReaderAt, off, index, chunks int64, buf []byte) ([]byte, bool) {
-	if err := readFull(src, buf, off+index*sealedChunk); err != nil {
+func (o *opener) openMisplacedEnd(index int64, buf []byte) ([]byte, bool) {
+	sealed, err := o.read(index, buf)
+	if err != nil || len(sealed) != sealedChunk {
 		return nil, false
 	}
-	nonce := chunkNonce(index, index != chunks-1)
-	plain, err := aead.Open(buf[:0], nonce[:], buf, nil)
+	nonce := chunkNonce(index, index != o.chunks-1)
+	plain, err := o.aead.Open(sealed[:0], nonce[:], sealed, nil)
 	return plain, err == nil
 }
 
 // releaseMisplacedEnd releases such a chunk, as stock age does, and fails.
-func releaseMisplacedEnd(dst io.WriterAt, sink io.Writer, plain []byte, index, chunks int64) error {
-	if err := errors.Join(emit(sink, plain), put(dst, plain, index)); err != nil {
+func (o *opener) releaseMisplacedEnd(sink io.Writer, plain []byte, index int64) error {
+	if err := errors.Join(emit(sink, plain), o.put(plain, index)); err != nil {
 		return err
 	}
-	if index == chunks-1 {
+	if index == o.chunks-1 {
 		return fmt.Errorf("the body was cut after chunk %d, which is not the last: %w", index, ErrForged)
 	}
-	return fmt.Errorf("chunk %d is the last but %d follow: %w", index, chunks-1-index, ErrForged)
+	return fmt.Errorf("chunk %d is the last but %d follow: %w", index, o.chunks-1-index, ErrForged)
 }
 
 // put writes the plaintext of a chunk to its place.
-func put(dst io.WriterAt, plain []byte, index int64) error {
-	if dst == nil || len(plain) == 0 {
+func (o *opener) put(plain []byte, index int64) error {
+	if o.Dst == nil || len(plain) == 0 {
 		return nil
 	}
-	if _, err := dst.WriteAt(plain, index*ChunkSize); err != nil {
+	if _, err := o.Dst.WriteAt(plain, index*ChunkSize); err != nil {
 		return fmt.Errorf("stream: write plaintext of chunk %d: %w", index, err)
 	}
 	return nil
-}
-
-// openChunk reads and opens chunk index of chunks in place in buf.
-func openChunk(aead cipher.AEAD, src io.ReaderAt, off, index, chunks int64, buf []byte) ([]byte, error) {
-	if index == chunks-1 {
-		if err := checkLast(chunks, int64(len(buf))); err != nil {
-			return nil, fmt.Errorf("%w: %w", err, ErrForged)
-		}
-	}
-	if err := readFull(src, buf, off+index*sealedChunk); err != nil {
-		return nil, fmt.Errorf("stream: read chunk %d: %w", index, err)
-	}
-	nonce := chunkNonce(index, index == chunks-1)
-	plain, err := aead.Open(buf[:0], nonce[:], buf, nil)
-	if err != nil {
-		return nil, fmt.Errorf("chunk %d of %d: %w", index, chunks, ErrForged)
-	}
-	return plain, nil
 }
 
 // readFull reads len(p) bytes at off; a shorter source is an error.

@@ -1,7 +1,6 @@
 package stream
 
 import (
-	"crypto/cipher"
 	"errors"
 	"fmt"
 	"io"
@@ -15,12 +14,8 @@ import (
 // It proves that each chunk belongs where it is, not that the plaintext is the
 // one that was signed: see [Engine.Decrypt].
 type ReaderAt struct {
-	aead   cipher.AEAD
-	src    io.ReaderAt
-	off    int64
-	size   int64 // of the plaintext
-	chunks int64
-	last   int64 // sealed size of the last chunk
+	body *opener
+	size int64 // of the plaintext
 
 	mu     sync.Mutex
 	buf    []byte // guarded by mu
@@ -28,23 +23,22 @@ type ReaderAt struct {
 	cached int64  // guarded by mu; index of plain, -1 for none
 }
 
-// NewReaderAt opens the body of the given size at offset off of src. It
-// authenticates the last chunk at once, so that Size can be believed and a
-// body cut short is refused here.
-func NewReaderAt(src io.ReaderAt, off, size int64, key FileKey, nonce Nonce) (*ReaderAt, error) {
-	plain, err := PlainSize(size)
+// NewReaderAt opens a body, whose Dst does not matter. It authenticates the
+// last chunk at once, so that Size can be believed and a body cut short is
+// refused here.
+func NewReaderAt(b Sealed) (*ReaderAt, error) {
+	size, err := PlainSize(b.Size)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", err, ErrForged)
 	}
-	aead, err := payloadAEAD(key, nonce)
+	body, err := newOpener(b)
 	if err != nil {
 		return nil, err
 	}
-	r := &ReaderAt{aead: aead, src: src, off: off, size: plain, buf: make([]byte, sealedChunk), cached: -1}
-	r.chunks, r.last = layout(size)
+	r := &ReaderAt{body: body, size: size, buf: make([]byte, sealedChunk), cached: -1}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r, r.load(r.chunks - 1)
+	return r, r.load(body.chunks - 1)
 }
 
 // Size returns the size of the plaintext in bytes.
@@ -78,11 +72,7 @@ func (r *ReaderAt) load(index int64) error {
 		return nil
 	}
 	r.cached = -1
-	n := int64(sealedChunk)
-	if index == r.chunks-1 {
-		n = r.last
-	}
-	plain, err := openChunk(r.aead, r.src, r.off, index, r.chunks, r.buf[:n])
+	plain, err := r.body.open(index, r.buf)
 	if err != nil {
 		return err
 	}

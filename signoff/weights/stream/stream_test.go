@@ -73,7 +73,7 @@ func seal(t testing.TB, plain []byte, key FileKey, stanzas ...Stanza) []byte {
 func open(t testing.TB, file []byte, key FileKey) ([]byte, error) {
 	t.Helper()
 	var out memory
-	err := NewEngine(3).Decrypt(t.Context(), &out, bytes.NewReader(file), BodyOffset, int64(len(file)-BodyOffset), key, Nonce(file[HeaderSize:]), nil)
+	err := NewEngine(3).Decrypt(t.Context(), Sealed{&out, bytes.NewReader(file), BodyOffset, int64(len(file) - BodyOffset), key, Nonce(file[HeaderSize:])}, nil)
 	return out.data, err
 }
 
@@ -313,7 +313,7 @@ func TestAttackMangledChunks(t *testing.T) {
 // right, and reading all of it must fail.
 func attackReader(t *testing.T, name string, bad []byte, key FileKey, plain []byte) {
 	t.Helper()
-	r, err := NewReaderAt(bytes.NewReader(bad), BodyOffset, int64(len(bad)-BodyOffset), key, Nonce(bad[HeaderSize:]))
+	r, err := NewReaderAt(Sealed{nil, bytes.NewReader(bad), BodyOffset, int64(len(bad) - BodyOffset), key, Nonce(bad[HeaderSize:])})
 	failed := err != nil
 	for off := 0; !failed && off < int(r.Size()); off += ChunkSize {
 		p := make([]byte, min(ChunkSize, int(r.Size())-off))
@@ -393,7 +393,7 @@ func TestFailingOutputStopsTheEngine(t *testing.T) {
 	file := seal(t, plain, key, plainStanza)
 	for i := range int64(20) {
 		out := &failing{at: i * ChunkSize}
-		if err := NewEngine(4).Decrypt(t.Context(), out, bytes.NewReader(file), BodyOffset, int64(len(file)-BodyOffset), key, Nonce(file[HeaderSize:]), nil); !errors.Is(err, errFull) {
+		if err := NewEngine(4).Decrypt(t.Context(), Sealed{out, bytes.NewReader(file), BodyOffset, int64(len(file) - BodyOffset), key, Nonce(file[HeaderSize:])}, nil); !errors.Is(err, errFull) {
 			t.Errorf("decrypt, write %d: %v", i, err)
 		}
 		out = &failing{at: i * sealedChunk}
@@ -447,7 +447,7 @@ func TestEngineIsShared(t *testing.T) {
 func TestReaderAtAnywhere(t *testing.T) {
 	plain, key := random(3*ChunkSize+99), NewFileKey()
 	file := seal(t, plain, key, plainStanza)
-	r, err := NewReaderAt(bytes.NewReader(file), BodyOffset, int64(len(file)-BodyOffset), key, Nonce(file[HeaderSize:]))
+	r, err := NewReaderAt(Sealed{nil, bytes.NewReader(file), BodyOffset, int64(len(file) - BodyOffset), key, Nonce(file[HeaderSize:])})
 	if err != nil || r.Size() != int64(len(plain)) {
 		t.Fatal(r.Size(), err)
 	}
@@ -538,7 +538,7 @@ func TestEncryptPair(t *testing.T) {
 		}
 		for i := range sizes {
 			var got memory
-			err := NewEngine(2).Decrypt(t.Context(), &got, bytes.NewReader(out[i].data), 0, int64(len(out[i].data)), body[i].Key, body[i].Nonce, nil)
+			err := NewEngine(2).Decrypt(t.Context(), Sealed{&got, bytes.NewReader(out[i].data), 0, int64(len(out[i].data)), body[i].Key, body[i].Nonce}, nil)
 			if err != nil || !bytes.Equal(got.data, plain[i]) || !bytes.Equal(seen[i], plain[i]) {
 				t.Errorf("sizes %d, body %d: %v", sizes, i, err)
 			}
@@ -554,5 +554,52 @@ func TestEncryptPair(t *testing.T) {
 		if NewEngine(2).EncryptPair(t.Context(), good, bad, sink) == nil || NewEngine(2).EncryptPair(t.Context(), bad, good, sink) == nil {
 			t.Errorf("a pair with a body of %d bytes that cannot be sealed was sealed", bad.Size)
 		}
+	}
+}
+
+func TestDecryptPair(t *testing.T) {
+	for _, sizes := range [][2]int{{0, 0}, {0, 1}, {5 * ChunkSize, 0}, {ChunkSize, ChunkSize}, {3, 7*ChunkSize + 1}, {9 * ChunkSize, 2*ChunkSize + 5}} {
+		var plain, files, seen [2][]byte
+		var out [2]memory
+		var body [2]Sealed
+		for i, n := range sizes {
+			key := NewFileKey()
+			plain[i] = random(n)
+			files[i] = seal(t, plain[i], key, plainStanza)
+			body[i] = Sealed{&out[i], bytes.NewReader(files[i]), BodyOffset, int64(len(files[i]) - BodyOffset), key, Nonce(files[i][HeaderSize:])}
+		}
+		sink := func(p, q []byte) error {
+			seen[0], seen[1] = append(seen[0], p...), append(seen[1], q...)
+			return nil
+		}
+		if err := NewEngine(3).DecryptPair(t.Context(), body[0], body[1], sink); err != nil {
+			t.Fatal(err)
+		}
+		for i := range sizes {
+			if !bytes.Equal(out[i].data, plain[i]) || !bytes.Equal(seen[i], plain[i]) {
+				t.Errorf("sizes %d: body %d came out wrong", sizes, i)
+			}
+		}
+		for i := range sizes {
+			out[0].data, out[1].data = nil, nil
+			files[i][len(files[i])-1] ^= 1
+			if err := NewEngine(3).DecryptPair(t.Context(), body[0], body[1], sink); !errors.Is(err, ErrForged) {
+				t.Errorf("sizes %d, body %d forged: %v", sizes, i, err)
+			}
+			if last := (sizes[i] - 1) / ChunkSize * ChunkSize; len(out[i].data) > max(0, last) || !bytes.HasPrefix(plain[i], out[i].data) {
+				t.Errorf("sizes %d: a forged last chunk reached the output", sizes)
+			}
+			files[i][len(files[i])-1] ^= 1
+		}
+	}
+}
+
+// C2SP age.md, "Payload": eleven bytes of counter, one of flag.
+func TestChunkNonce(t *testing.T) {
+	if got := fmt.Sprintf("%x", chunkNonce(0x0102030405060708, true)); got != "000000010203040506070801" {
+		t.Error(got)
+	}
+	if got := fmt.Sprintf("%x", chunkNonce(255, false)); got != "00000000000000000000ff00" {
+		t.Error(got)
 	}
 }
