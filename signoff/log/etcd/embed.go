@@ -41,6 +41,10 @@ type server struct {
 // Only one process at a time can open a directory. When its disk
 // fails, etcd says so to slog.Default and ends the process.
 func OpenEmbedded(ctx context.Context, dir string) (*Order, error) {
+	return openEmbedded(ctx, dir, quota)
+}
+
+func openEmbedded(ctx context.Context, dir string, quota int64) (*Order, error) {
 	if dir == "" {
 		return nil, errors.New("etcd: open: no directory was given")
 	}
@@ -54,7 +58,7 @@ func OpenEmbedded(ctx context.Context, dir string) (*Order, error) {
 	if err := freeSpace(dir, minFree); err != nil {
 		return nil, err
 	}
-	s, endpoint, err := start(ctx, dir)
+	s, endpoint, err := start(ctx, dir, quota)
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +85,7 @@ func freeSpace(dir string, least uint64) error {
 }
 
 // start runs etcd until it is ready, and returns the endpoint of its socket.
-func start(ctx context.Context, dir string) (_ *server, endpoint string, err error) {
+func start(ctx context.Context, dir string, quota int64) (_ *server, endpoint string, err error) {
 	s := &server{core: &slogCore{}}
 	defer func() {
 		if err != nil {
@@ -102,7 +106,7 @@ func start(ctx context.Context, dir string) (_ *server, endpoint string, err err
 	}
 	client := url.URL{Scheme: "unix", Path: filepath.Join(sockets, "client.sock")}
 	peer := url.URL{Scheme: "unix", Path: filepath.Join(sockets, "peer.sock")}
-	if s.etcd, err = embed.StartEtcd(config(dir, client, peer, s.core)); err != nil {
+	if s.etcd, err = embed.StartEtcd(config(dir, client, peer, quota, s.core)); err != nil {
 		return nil, "", fmt.Errorf("etcd: start under %s: %w", dir, err)
 	}
 	select {
@@ -117,7 +121,7 @@ func start(ctx context.Context, dir string) (_ *server, endpoint string, err err
 
 // config is an etcd of one member that no other ever joins: the short ticks,
 // which let it elect itself at once, would be wrong for more.
-func config(dir string, client, peer url.URL, core zapcore.Core) *embed.Config {
+func config(dir string, client, peer url.URL, quota int64, core zapcore.Core) *embed.Config {
 	c := embed.NewConfig()
 	c.Name = "keyturn"
 	c.Dir = filepath.Join(dir, "etcd")

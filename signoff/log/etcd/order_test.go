@@ -5,6 +5,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -320,6 +323,49 @@ func TestNoSpace(t *testing.T) {
 	}
 }
 
+// etcd's own quota, met for real: a clear refusal, and what was acknowledged
+// stays readable.
+func TestQuota(t *testing.T) {
+	ctx := context.Background()
+	o, err := openEmbedded(ctx, t.TempDir(), 4<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close()
+	acknowledged := 0
+	for i := 0; err == nil && i < 200; i++ {
+		if _, _, err = o.Append(ctx, id(0, i), make([]byte, MaxLeaf)); err == nil {
+			acknowledged++
+		}
+	}
+	if !errors.Is(err, ErrNoSpace) || acknowledged < 10 {
+		t.Fatalf("after %d entries: %v", acknowledged, err)
+	}
+	if got := len(all(t, o)); got != acknowledged {
+		t.Fatalf("%d entries, %d were acknowledged", got, acknowledged)
+	}
+}
+
+// The directory may lie deep, where a socket's address has no room for it, and
+// may be moved while closed.
+func TestDeepAndMoved(t *testing.T) {
+	deep := filepath.Join(t.TempDir(), strings.Repeat("d", 120), "order")
+	o := openTest(t, deep)
+	if _, _, err := o.Append(context.Background(), id(0, 0), []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+	moved := filepath.Join(t.TempDir(), "moved")
+	if err := os.Rename(deep, moved); err != nil {
+		t.Fatal(err)
+	}
+	if got := all(t, openTest(t, moved)); len(got) != 1 {
+		t.Fatalf("%q", got)
+	}
+}
+
 // Someone with access to etcd puts the head back: entries that were
 // acknowledged are not written over.
 func TestAttackHeadRolledBack(t *testing.T) {
@@ -402,7 +448,7 @@ func BenchmarkAppend(b *testing.B) {
 	ctx := context.Background()
 	o := openTest(b, b.TempDir())
 	leaf := make([]byte, 1024)
-	run := 0
+	run, bare := 0, time.Duration(0)
 	b.Run("one", func(b *testing.B) {
 		run++
 		put := time.Duration(0)
@@ -418,6 +464,7 @@ func BenchmarkAppend(b *testing.B) {
 			put += time.Since(start)
 			b.StartTimer()
 		}
+		bare = put / time.Duration(b.N)
 		b.ReportMetric(float64(b.Elapsed())/float64(put), "x-bare-put")
 	})
 	b.Run("grouped", func(b *testing.B) {
@@ -441,5 +488,32 @@ func BenchmarkAppend(b *testing.B) {
 		close(work)
 		wg.Wait()
 		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "entries/s")
+		if bare > 0 {
+			b.ReportMetric(float64(b.Elapsed())/float64(b.N)/float64(bare), "x-bare-put")
+		}
 	})
+}
+
+// etcd goes away under a coordinator: typed errors, and Watch waits.
+func TestGone(t *testing.T) {
+	o := openTest(t, t.TempDir())
+	p := second(t, o)
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	gone := func(err error) bool { return errors.Is(err, ErrTimeout) || errors.Is(err, ErrUnavailable) }
+	if _, _, err := p.Append(ctx, id(0, 0), []byte("x")); !gone(err) {
+		t.Errorf("append: %v", err)
+	}
+	if _, err := p.Head(ctx); !gone(err) {
+		t.Errorf("head: %v", err)
+	}
+	if _, err := p.CompareAndSwapCheckpoint(ctx, nil, []byte("x")); !gone(err) {
+		t.Errorf("swap: %v", err)
+	}
+	if err := p.Watch(ctx, 0, nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("watch: %v", err)
+	}
 }
