@@ -212,14 +212,18 @@ func choose(all []wire.KeyInfo, label string, pinned any, kinds []hsm.Kind) (wir
 	return candidates[0], public, err
 }
 
-// keyInfo describes a key of this token. Software that plays a token says so by
-// its manufacturer; what does not is still only self-declared.
-func (t *Token) keyInfo(label string) hsm.Info {
-	info := t.info
-	class := hsm.ClassSelfDeclared
+// ClassOf is the class of keys on a token. Software that plays a token says so
+// by its manufacturer; what does not is still only self-declared.
+func ClassOf(info TokenInfo) hsm.Class {
 	if strings.Contains(strings.ToLower(info.Manufacturer), "softhsm") {
-		class = hsm.ClassSoftware
+		return hsm.ClassSoftware
 	}
+	return hsm.ClassSelfDeclared
+}
+
+// keyInfo describes a key of this token.
+func (t *Token) keyInfo(label string) hsm.Info {
+	info, class := t.info, ClassOf(t.info)
 	uri := hsm.URI{Scheme: hsm.SchemePKCS11, Token: info.Label, Serial: info.Serial, Object: label, ModulePath: t.uri.ModulePath}
 	return hsm.Info{URI: uri.String(), Class: class, Token: info.Label, Manufacturer: info.Manufacturer}
 }

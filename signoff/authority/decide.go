@@ -255,3 +255,16 @@ func compilePolicy(c *signoff.Charter, text string) (*PolicyRecord, error) {
 	}
 	return &PolicyRecord{Digest: dsse.Sum("keyturn/policy/v1", []byte(text)), Compiled: compiled, Text: text}, nil
 }
+
+// CheckCharter reports whether the fold would take the charter as entry 0:
+// its form, its policy against its people, and its reference values.
+func CheckCharter(c *signoff.Charter) error {
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	if _, err := compilePolicy(c, c.Policy); err != nil {
+		return err
+	}
+	_, err := parseReferences(c.References)
+	return err
+}

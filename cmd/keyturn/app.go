@@ -1,0 +1,363 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/keyturn/keyturn/cmd/internal/config"
+	"github.com/keyturn/keyturn/cmd/internal/keys"
+	"github.com/keyturn/keyturn/cmd/internal/ui"
+	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/api"
+	"github.com/keyturn/keyturn/signoff/authority"
+	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/follow"
+	"github.com/keyturn/keyturn/signoff/proof"
+)
+
+// An app is one run of the command line: configuration, keys, and a verified
+// copy of the log, each made when first needed.
+type app struct {
+	*ui.Printer
+	configFile string
+	pinFD      int
+	carry      string // file to work from instead of a coordinator
+	wait       time.Duration
+
+	conf     *config.Person
+	charter  *signoff.Charter
+	id       dsse.Digest
+	ring     *keys.Ring
+	client   *api.Client
+	follower *follow.Follower
+	leaves   [][]byte     // every entry folded, in order
+	seen     signoff.Seen // the final checkpoint accepted last
+}
+
+const envConfig = "KEYTURN_CONFIG"
+
+// load reads the configuration and the charter it names.
+func (a *app) load() error {
+	if a.conf != nil {
+		return nil
+	}
+	file := a.configFile
+	if file == "" {
+		file = os.Getenv(envConfig)
+	}
+	if file == "" {
+		dir, err := os.UserConfigDir()
+		if err != nil {
+			return err
+		}
+		file = filepath.Join(dir, "keyturn", "keyturn.yaml")
+	}
+	var conf config.Person
+	if err := config.Load(file, &conf); err != nil {
+		return ui.WithHint(err, "name a configuration with --config FILE or %s; see keyturn help config", envConfig)
+	}
+	charter, id, err := conf.Anchor(file)
+	if err != nil {
+		return err
+	}
+	conf.State = config.Beside(file, conf.State)
+	a.configFile, a.conf, a.charter, a.id = file, &conf, charter, id
+	return nil
+}
+
+// pinSource is the terminal, or the descriptor that --pin-fd names.
+func (a *app) pinSource() hsm.PIN {
+	if a.pinFD > 0 {
+		return keys.DescriptorPIN(a.pinFD)
+	}
+	return keys.PromptPIN
+}
+
+// keyring opens keys and asks for each token's PIN once.
+func (a *app) keyring() *keys.Ring {
+	if a.ring == nil {
+		a.ring = keys.New(a.pinSource())
+	}
+	return a.ring
+}
+
+func (a *app) close() {
+	if a.ring != nil {
+		a.ring.Close()
+	}
+}
+
+// me is who the configuration says that I am.
+func (a *app) me() (*signoff.Person, error) {
+	if err := a.load(); err != nil {
+		return nil, err
+	}
+	for i := range a.charter.People {
+		if a.charter.People[i].Name == a.conf.Name {
+			return &a.charter.People[i], nil
+		}
+	}
+	return nil, ui.WithHint(fmt.Errorf("%q is nobody in the charter", a.conf.Name), "set name in %s to your name in the charter", a.configFile)
+}
+
+// signer opens my signing key, pinned to what the charter says it is.
+func (a *app) signer(ctx context.Context) (hsm.Key, error) {
+	me, err := a.me()
+	if err != nil {
+		return nil, err
+	}
+	pub, err := me.Signing.Public()
+	if err != nil {
+		return nil, err
+	}
+	return a.keyring().Key(ctx, a.conf.Signing, crypto.PublicKey(pub))
+}
+
+// exchange opens my key-agreement key, pinned like signer.
+func (a *app) exchange(ctx context.Context) (hsm.Decrypter, error) {
+	me, err := a.me()
+	if err != nil {
+		return nil, err
+	}
+	pub, err := me.Exchange.ECDH()
+	if err != nil {
+		return nil, err
+	}
+	return a.keyring().Decrypter(ctx, a.conf.Exchange, pub)
+}
+
+// coordinator returns the client of the charter's coordinators.
+func (a *app) coordinator() (*api.Client, error) {
+	if err := a.load(); err != nil {
+		return nil, err
+	}
+	if a.carry != "" {
+		return nil, errors.New("working from a file: there is no coordinator to speak to")
+	}
+	if a.client == nil {
+		client, err := api.NewClient(config.Endpoints(a.charter), nil)
+		if err != nil {
+			return nil, err
+		}
+		a.client = client
+	}
+	return a.client, nil
+}
+
+// sync brings the verified copy of the log to a final checkpoint of at least
+// size entries, from a coordinator or from the file carried here.
+func (a *app) sync(ctx context.Context, size uint64) error {
+	if err := a.load(); err != nil {
+		return err
+	}
+	if a.carry != "" {
+		return a.syncFile(ctx)
+	}
+	client, err := a.coordinator()
+	if err != nil {
+		return err
+	}
+	if err := a.follow(client); err != nil {
+		return err
+	}
+	note, err := client.Checkpoint(ctx, true, size, a.wait)
+	if err != nil {
+		return ui.WithHint(err, "if the notaries cannot be reached, nothing becomes final; see keyturn status")
+	}
+	return a.accept(ctx, note)
+}
+
+func (a *app) follow(source follow.Source) error {
+	if a.follower != nil {
+		return nil
+	}
+	f, err := follow.New(a.id, source, func(_ authority.Outcome, line []byte) { a.leaves = append(a.leaves, line) })
+	a.follower = f
+	return err
+}
+
+// accept folds up to the note and refuses a log shorter than, or different
+// from, what this person saw before.
+func (a *app) accept(ctx context.Context, note []byte) error {
+	a.leaves = a.leaves[:min(len(a.leaves), int(a.follower.Seen().Size))]
+	c, err := a.follower.Final(ctx, note)
+	if err != nil {
+		return err
+	}
+	a.seen = signoff.Seen{Size: c.Size, Root: dsse.Digest(c.Root)}
+	seen, err := a.lastSeen()
+	if err != nil {
+		return err
+	}
+	root, ok := dsse.Digest{}, false
+	if err := a.view(func(auth *authority.Authority, _ *authority.State) error {
+		root, ok = auth.RootAt(seen.Size)
+		return nil
+	}); err != nil {
+		return err
+	}
+	if seen.Size > 0 && (!ok || root != seen.Root) {
+		return ui.WithHint(fmt.Errorf("the log has %d entries and does not contain the checkpoint of %d entries seen before: %w", c.Size, seen.Size, follow.ErrRollback),
+			"do not sign anything; ask the notaries and auditors what happened")
+	}
+	if c.Size > seen.Size {
+		return a.remember(a.seen)
+	}
+	return nil
+}
+
+// view looks at the verified state.
+func (a *app) view(fn func(*authority.Authority, *authority.State) error) error {
+	return a.follower.View(func(auth *authority.Authority, _ proof.Checkpoint, _ []byte) error { return fn(auth, auth.State()) })
+}
+
+func (a *app) seenFile() string {
+	return filepath.Join(a.conf.State, "seen-"+a.id.Hex()[:16]+".json")
+}
+
+func (a *app) lastSeen() (signoff.Seen, error) {
+	var seen signoff.Seen
+	if a.conf.State == "" {
+		return seen, nil
+	}
+	b, err := os.ReadFile(a.seenFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return seen, nil
+	}
+	if err != nil {
+		return seen, err
+	}
+	return seen, dsse.Decode(b, &seen)
+}
+
+func (a *app) remember(seen signoff.Seen) error {
+	if a.conf.State == "" {
+		return nil
+	}
+	b, err := dsse.Encode(seen)
+	if err != nil {
+		return err
+	}
+	return writeFile(a.seenFile(), b)
+}
+
+// writeFile replaces a file durably, making its directory.
+func writeFile(path string, data []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	tmp := path + ".tmp"
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
+// writeNew writes a file that must not exist.
+func writeNew(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// submit appends a document, waits until it is final, and saves its proof.
+func (a *app) submit(ctx context.Context, s *signoff.Signed) (api.Appended, error) {
+	client, err := a.coordinator()
+	if err != nil {
+		return api.Appended{}, err
+	}
+	out, err := client.Append(ctx, s.Line())
+	if err != nil {
+		return out, err
+	}
+	if out.Void != "" {
+		return out, fmt.Errorf("entry %d is void: %s", out.Index, out.Void)
+	}
+	if err := a.sync(ctx, out.Index+1); err != nil {
+		return out, &ui.Exit{Err: fmt.Errorf("entry %d is committed but not final yet: %w", out.Index, err), Code: ui.ExitNotFinal}
+	}
+	if int(out.Index) >= len(a.leaves) || !bytes.Equal(a.leaves[out.Index], s.Line()) {
+		return out, &ui.Exit{Err: fmt.Errorf("entry %d of the final log is another document than was sent", out.Index), Code: ui.ExitNotFinal}
+	}
+	return out, a.saveProof(out.Index, s)
+}
+
+// saveProof keeps what shows, without any server, that the entry is final.
+func (a *app) saveProof(index uint64, s *signoff.Signed) error {
+	if a.conf.State == "" {
+		return nil
+	}
+	var note []byte
+	if err := a.follower.View(func(_ *authority.Authority, c proof.Checkpoint, n []byte) error {
+		note = n
+		return nil
+	}); err != nil {
+		return err
+	}
+	path, err := proof.NewTree(a.leaves).Prove(index)
+	if err != nil {
+		return err
+	}
+	p := &proof.Proof{Index: index, Path: path, Checkpoint: note}
+	base := filepath.Join(a.conf.State, "proofs", s.Digest().Hex())
+	return errors.Join(writeFile(base+".json", append(s.Line(), '\n')), writeFile(base+".tlog-proof", p.Marshal()))
+}
+
+// freshTime wakes the notaries until the fold's time is near the clock, so
+// that expiries mean the same to both.
+func (a *app) freshTime(ctx context.Context) error {
+	client, err := a.coordinator()
+	if err != nil {
+		return err
+	}
+	if err := a.sync(ctx, 1); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(a.wait); ; {
+		var lag int64
+		if err := a.view(func(_ *authority.Authority, s *authority.State) error {
+			lag = time.Now().Unix() - s.Time
+			return nil
+		}); err != nil {
+			return err
+		}
+		if lag < 60 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return ui.WithHint(fmt.Errorf("the log's time is %d s behind", lag), "a quorum of notaries must be running; see keyturn status")
+		}
+		if err := client.Send(ctx, api.TopicWake, []byte("time")); err != nil {
+			return err
+		}
+		if err := a.sync(ctx, a.follower.Seen().Size+1); err != nil {
+			return err
+		}
+	}
+}
+
+func nonce() []byte {
+	b := make([]byte, 16)
+	rand.Read(b)
+	return b
+}
+
+func textDigest(text string) dsse.Digest { return sha256.Sum256([]byte(text)) }

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyturn/keyturn/cmd/internal/ui"
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/authority"
+	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/proof"
+)
+
+// A carried file is the whole log with the blobs it needs, on one stick. The
+// other side folds it from the charter's digest as if it were online: nothing
+// in the file is trusted.
+type carried struct {
+	Version    string            `json:"version"`
+	Checkpoint string            `json:"checkpoint"` // final signed note
+	Entries    []string          `json:"entries"`    // bundle lines
+	Blobs      map[string][]byte `json:"blobs"`      // by digest
+}
+
+const carryVersion = "keyturn carry 1"
+
+// maxCarry bounds a carried file, in bytes.
+const maxCarry = 1 << 30
+
+func readCarried(path string) (*stick, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() > maxCarry {
+		return nil, fmt.Errorf("%s has %d bytes, at most %d are read", path, info.Size(), maxCarry)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var c carried
+	if err := dsse.Decode(b, &c); err != nil {
+		return nil, fmt.Errorf("%s is not a carried log: %w", path, err)
+	}
+	if c.Version != carryVersion {
+		return nil, fmt.Errorf("%s: version %.40q, want %q", path, c.Version, carryVersion)
+	}
+	return &stick{c}, nil
+}
+
+// A stick is a carried file as a source to follow.
+type stick struct{ carried }
+
+// Entries implements follow.Source.
+func (c *stick) Entries(_ context.Context, from, to uint64) ([][]byte, error) {
+	if to > uint64(len(c.carried.Entries)) || from > to {
+		return nil, fmt.Errorf("the file holds %d entries, %d are wanted", len(c.carried.Entries), to)
+	}
+	var out [][]byte
+	for _, l := range c.carried.Entries[from:to] {
+		out = append(out, []byte(l))
+	}
+	return out, nil
+}
+
+// Blob implements follow.Source.
+func (c *stick) Blob(_ context.Context, d dsse.Digest) ([]byte, error) {
+	b, ok := c.Blobs[d.String()]
+	if !ok {
+		return nil, fmt.Errorf("blob %s: %w", d, authority.ErrMissingBlob)
+	}
+	if got := dsse.Digest(sha256.Sum256(b)); got != d {
+		return nil, fmt.Errorf("blob %s in the file has digest %s", d, got)
+	}
+	return b, nil
+}
+
+func (a *app) syncFile(ctx context.Context) error {
+	if a.follower != nil {
+		return nil
+	}
+	c, err := readCarried(a.carry)
+	if err != nil {
+		return err
+	}
+	if err := a.follow(c); err != nil {
+		return err
+	}
+	return a.accept(ctx, []byte(c.Checkpoint))
+}
+
+func carryCmd(a *app) *cobra.Command {
+	var out string
+	cmd := &cobra.Command{
+		Use: "carry --out FILE", Short: "write the log to a file for a laptop without a network", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := a.sync(cmd.Context(), 1); err != nil {
+				return err
+			}
+			c, err := a.collect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			b, err := dsse.Encode(c)
+			if err != nil {
+				return err
+			}
+			if err := writeNew(out, b); err != nil {
+				return err
+			}
+			a.Note("%s: %d entries, %d blobs; on the other side: keyturn approve REQUEST --file %s --out DECISION", out, len(c.Entries), len(c.Blobs), out)
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&out, "out", "", "file to write")
+	cmd.MarkFlagRequired("out")
+	return cmd
+}
+
+// collect gathers the entries folded and every blob the fold looked up.
+func (a *app) collect(ctx context.Context) (*carried, error) {
+	c := &carried{Version: carryVersion, Blobs: map[string][]byte{}}
+	if err := a.follower.View(func(_ *authority.Authority, _ proof.Checkpoint, note []byte) error {
+		c.Checkpoint = string(note)
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	for _, l := range a.leaves {
+		c.Entries = append(c.Entries, string(l))
+		for _, d := range blobsOf(l) {
+			b, err := a.follower.Source().Blob(ctx, d)
+			if errors.Is(err, authority.ErrMissingBlob) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			c.Blobs[d.String()] = b
+		}
+	}
+	return c, nil
+}
+
+// blobsOf lists the blobs that an entry names.
+func blobsOf(line []byte) []dsse.Digest {
+	doc, err := signoff.ReadLine(line)
+	if err != nil {
+		return nil
+	}
+	switch d := doc.Doc.(type) {
+	case *signoff.Deals:
+		return []dsse.Digest{d.Blob}
+	case *signoff.Request:
+		if d.Enrol != nil {
+			return []dsse.Digest{d.Enrol.Enrolment}
+		}
+	case *signoff.Epoch:
+		return d.Evidence
+	case *signoff.Claim:
+		return []dsse.Digest{d.Evidence}
+	}
+	return nil
+}
+
+func submitCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "submit FILE", Short: "append documents that were signed without a network", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			b, err := os.ReadFile(args[0])
+			if err != nil {
+				return err
+			}
+			for line := range bytes.Lines(b) {
+				doc, err := signoff.ReadLine(bytes.TrimRight(line, "\n"))
+				if err != nil {
+					return ui.WithHint(err, "nothing after this line of %s was sent", args[0])
+				}
+				if err := a.done(cmd.Context(), doc); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}
+
+// done submits a signed document and says where it is.
+func (a *app) done(ctx context.Context, doc *signoff.Signed) error {
+	out, err := a.submit(ctx, doc)
+	if err != nil {
+		return err
+	}
+	a.Note("%s %s is final at entry %d", doc.Doc.Kind(), doc.Digest(), out.Index)
+	return nil
+}

@@ -1,0 +1,254 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyturn/keyturn/cmd/internal/ui"
+	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/authority"
+	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/lockbox"
+)
+
+// A decision is what approve, reject and withdraw have in common.
+type decision struct {
+	*app
+	what   signoff.Decision
+	reason string
+	life   time.Duration
+	out    string
+}
+
+func approveCmd(a *app) *cobra.Command {
+	return decideCmd(a, signoff.Approve, "approve REQUEST", "show a request, ask, and sign your approval")
+}
+
+func rejectCmd(a *app) *cobra.Command {
+	return decideCmd(a, signoff.Reject, "reject REQUEST", "sign a rejection: a veto where the rule gives you one")
+}
+
+func withdrawCmd(a *app) *cobra.Command {
+	return decideCmd(a, signoff.Withdraw, "withdraw REQUEST", "take your approval back, or your own request")
+}
+
+func decideCmd(a *app, what signoff.Decision, use, short string) *cobra.Command {
+	d := &decision{app: a, what: what}
+	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return d.run(cmd.Context(), args[0]) }}
+	f := cmd.Flags()
+	f.StringVar(&d.reason, "reason", "", "why, for the log")
+	f.DurationVar(&d.life, "valid", 12*time.Hour, "how long the decision counts")
+	f.StringVar(&a.carry, "file", "", "work from a carried log instead of a coordinator")
+	f.StringVar(&d.out, "out", "", "write the signed decision to this file instead of sending it")
+	cmd.MarkFlagRequired("reason")
+	return cmd
+}
+
+func (d *decision) run(ctx context.Context, name string) error {
+	if d.carry != "" && d.out == "" {
+		return usage(errors.New("with --file, say with --out where to write the decision"))
+	}
+	if d.carry == "" {
+		if err := d.freshTime(ctx); err != nil {
+			return err
+		}
+	}
+	if err := d.sync(ctx, 1); err != nil {
+		return err
+	}
+	id, err := d.find(name)
+	if err != nil {
+		return err
+	}
+	plan, err := d.plan(id)
+	if err != nil {
+		return err
+	}
+	fmt.Fprint(d.Err, plan.text)
+	if err := d.Confirm(fmt.Sprintf("%s this request as %s?", capital(string(d.what)), d.conf.Name), string(d.what)); err != nil {
+		return err
+	}
+	if d.what == signoff.Approve {
+		if plan.doc.Shares, err = d.shares(ctx, plan); err != nil {
+			return err
+		}
+	}
+	key, err := d.signer(ctx)
+	if err != nil {
+		return err
+	}
+	signed, err := signoff.Sign(ctx, key, plan.doc)
+	if err != nil {
+		return err
+	}
+	return d.deliver(ctx, signed)
+}
+
+func capital(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
+
+// A plan is what will be signed, made from the state once and not looked up
+// again: what was shown is what is signed.
+type plan struct {
+	doc        *signoff.Approval
+	text       string
+	index      uint16
+	objects    []*authority.Object
+	recipients []recipient
+}
+
+type recipient struct {
+	id  dsse.Digest
+	key lockbox.Recipient
+}
+
+func (d *decision) plan(id dsse.Digest) (*plan, error) {
+	me, err := d.me()
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	p := &plan{}
+	return p, d.view(func(_ *authority.Authority, s *authority.State) error {
+		r := s.Requests[id]
+		if r.Ended != "" {
+			return fmt.Errorf("request %s has ended: %s", id.Short(), r.Ended)
+		}
+		rule, _, err := s.Evaluate(r)
+		if err != nil {
+			return err
+		}
+		if p.text, err = s.Display(id); err != nil {
+			return err
+		}
+		_, p.index, _ = s.Person(me.ID())
+		expiry := min(now.Add(d.life).Unix(), r.Doc.Expiry)
+		p.doc = &signoff.Approval{Charter: s.ID, Request: id, Person: me.ID(), Decision: d.what, Rule: s.RuleDigest(rule), Reason: d.reason,
+			Created: now.Unix(), Expiry: expiry, Nonce: nonce(), Display: textDigest(p.text), Seen: d.seen}
+		for _, o := range r.Doc.Objects() {
+			p.objects = append(p.objects, s.Objects[o])
+		}
+		p.recipients, err = recipientsOf(s, r.Doc)
+		return err
+	})
+}
+
+func recipientsOf(s *authority.State, r *signoff.Request) ([]recipient, error) {
+	var out []recipient
+	if r.Export != nil {
+		pub, err := r.Export.RecipientKey.ECDH()
+		if err != nil {
+			return nil, err
+		}
+		key, err := lockbox.P256Recipient(pub)
+		return append(out, recipient{r.Export.RecipientKey.Fingerprint(), key}), err
+	}
+	if r.Launch != nil {
+		for _, id := range r.Launch.Pool {
+			key, err := lockbox.P256Recipient(s.Nodes[id].Keys.StorageKey)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, recipient{s.Nodes[id].StorageFingerprint(), key})
+		}
+	}
+	return out, nil
+}
+
+// shares opens this person's share of each object, one token operation each,
+// and seals it to every recipient. Toward them that cannot be taken back.
+func (d *decision) shares(ctx context.Context, p *plan) ([]signoff.Share, error) {
+	if len(p.objects) == 0 {
+		return nil, nil
+	}
+	key, err := d.exchange(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []signoff.Share
+	for _, o := range p.objects {
+		share, err := d.openShare(ctx, key, o, p.index)
+		if err != nil {
+			return nil, err
+		}
+		defer share.Wipe()
+		for _, to := range p.recipients {
+			where := lockbox.ReleaseContext{Context: share.Context(), Request: p.doc.Request, Recipient: to.key.ID()}
+			sealed, err := lockbox.Reseal(share, to.key, where)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, signoff.Share{Object: o.ID, Epoch: o.Epoch, Index: p.index, Recipient: to.id, Sealed: sealed})
+		}
+	}
+	return out, nil
+}
+
+// openShare fetches the deals of an object and opens the one dealt to key.
+func (a *app) openShare(ctx context.Context, key hsm.Decrypter, o *authority.Object, index uint16) (*lockbox.Share, error) {
+	blob, err := a.follower.Source().Blob(ctx, o.Deals)
+	if err != nil {
+		return nil, err
+	}
+	deals, err := lockbox.ParseDeals(blob)
+	if err != nil {
+		return nil, err
+	}
+	id, err := lockbox.TokenIdentity(key)
+	if err != nil {
+		return nil, err
+	}
+	holder := id.Recipient().ID()
+	deal, err := deals.Find(lockbox.People, holder)
+	if err != nil {
+		return nil, err
+	}
+	sharing, err := lockbox.ParseSharing(o.Doc.Lockbox.People.Threshold, o.Doc.Lockbox.People.Commitments)
+	if err != nil {
+		return nil, err
+	}
+	where := lockbox.Context{Charter: a.id, Object: o.ID, Side: lockbox.People, Epoch: o.Epoch, Index: index, Holder: holder}
+	return lockbox.OpenShare(ctx, id, where, sharing, deal)
+}
+
+// deliver sends the signed document or writes it to a file.
+func (d *decision) deliver(ctx context.Context, s *signoff.Signed) error {
+	if d.out != "" {
+		if err := writeNew(d.out, append(s.Line(), '\n')); err != nil {
+			return err
+		}
+		d.Note("%s: carry it to a connected machine and run keyturn submit %s", d.out, d.out)
+		return nil
+	}
+	return d.done(ctx, s)
+}
+
+// find resolves a request by digest or by an unambiguous beginning of
+// its hex digits, at least six.
+func (a *app) find(name string) (dsse.Digest, error) {
+	var found []dsse.Digest
+	err := a.view(func(_ *authority.Authority, s *authority.State) error {
+		hexed := strings.TrimPrefix(name, "sha256:")
+		for id := range s.Requests {
+			if len(hexed) >= 6 && strings.HasPrefix(id.Hex(), hexed) {
+				found = append(found, id)
+			}
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		return dsse.Digest{}, err
+	case len(found) == 0:
+		return dsse.Digest{}, ui.WithHint(fmt.Errorf("no request %.80q in the log", name), "keyturn list shows them; give at least six digits")
+	case len(found) > 1:
+		return dsse.Digest{}, fmt.Errorf("%d requests begin with %q; give more digits", len(found), name)
+	}
+	return found[0], nil
+}

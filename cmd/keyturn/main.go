@@ -1,0 +1,92 @@
+// Keyturn is the command line of requesters, approvers and auditors.
+//
+// It trusts one thing, the charter digest in its configuration, and folds the
+// log itself before it shows or signs anything. See keyturn help config for
+// the configuration and package ui for the rules of its output.
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyturn/keyturn/cmd/internal/ui"
+)
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+// run is main without the exit, so that tests can register it as a command.
+func run(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	a := &app{Printer: ui.New()}
+	defer a.close()
+	root := rootCmd(a)
+	root.SetArgs(args)
+	root.SetOut(a.Out)
+	root.SetErr(a.Err)
+	return a.Report("keyturn", root.ExecuteContext(ctx))
+}
+
+func rootCmd(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "keyturn",
+		Short: "sign-off by many people for what must not happen by few",
+		Long: `Nothing leaves and nothing starts unless enough keys turn.
+
+keyturn shows exactly what is asked, signs decisions with your token, and
+checks everything itself against the charter digest in your configuration.
+
+Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 committed to the
+log but not yet final.`,
+		SilenceUsage: true, SilenceErrors: true,
+	}
+	f := root.PersistentFlags()
+	f.StringVar(&a.configFile, "config", "", "configuration file (default $"+envConfig+" or keyturn/keyturn.yaml in the user's configuration directory)")
+	f.BoolVar(&a.JSON, "json", false, "answer as JSON")
+	f.IntVar(&a.pinFD, "pin-fd", 0, "read PINs from this file descriptor, one line for each token")
+	f.DurationVar(&a.wait, "wait", 20*time.Second, "how long to wait for the notaries")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
+	root.AddCommand(
+		keyCmd(a), initCmd(a), acceptCmd(a),
+		requestCmd(a), listCmd(a), showCmd(a), statusCmd(a),
+		approveCmd(a), rejectCmd(a), withdrawCmd(a), submitCmd(a), carryCmd(a),
+		haltCmd(a), warrantCmd(a), paeCmd(a), manCmd(root), configHelp(),
+	)
+	for _, c := range root.Commands() {
+		strictArgs(c)
+	}
+	return root
+}
+
+// usage marks an error as wrong usage.
+func usage(err error) error { return &ui.Exit{Err: err, Code: ui.ExitUsage} }
+
+// strictArgs makes wrong arguments exit as wrong usage, and a command group
+// without a subcommand too.
+func strictArgs(c *cobra.Command) {
+	if check := c.Args; check != nil {
+		c.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return usage(err)
+			}
+			return nil
+		}
+	}
+	if c.HasSubCommands() && c.RunE == nil {
+		c.RunE = func(cmd *cobra.Command, args []string) error {
+			if err := cmd.Help(); err != nil {
+				return err
+			}
+			return usage(errors.New("name one of the commands above"))
+		}
+	}
+	for _, sub := range c.Commands() {
+		strictArgs(sub)
+	}
+}

@@ -1,0 +1,325 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyturn/keyturn/attest"
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/authority"
+	"github.com/keyturn/keyturn/signoff/dsse"
+)
+
+// asking is what all requests have in common.
+type asking struct {
+	*app
+	purpose string
+	life    time.Duration
+	out     string
+}
+
+func requestCmd(a *app) *cobra.Command {
+	r := &asking{app: a}
+	cmd := &cobra.Command{Use: "request", Short: "ask for an export, a launch or another act that needs sign-off"}
+	f := cmd.PersistentFlags()
+	f.StringVar(&r.purpose, "purpose", "", "why, for those who decide")
+	f.DurationVar(&r.life, "valid", 12*time.Hour, "how long the request stands")
+	f.StringVar(&r.out, "out", "", "write the signed request to this file instead of sending it")
+	f.StringVar(&a.carry, "file", "", "work from a carried log instead of a coordinator")
+	cmd.MarkPersistentFlagRequired("purpose")
+	cmd.AddCommand(r.export(), r.launch(), r.enrol(), r.retire(), r.policy(), r.resume())
+	return cmd
+}
+
+// ask makes, signs and sends the request whose part fill provides. fill sees
+// the verified state.
+func (r *asking) ask(ctx context.Context, action string, fill func(*signoff.Request, *authority.State) error) error {
+	if r.carry == "" {
+		if err := r.freshTime(ctx); err != nil {
+			return err
+		}
+	}
+	if err := r.sync(ctx, 1); err != nil {
+		return err
+	}
+	me, err := r.me()
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	doc := &signoff.Request{Charter: r.id, Action: action, Requester: me.ID(), Purpose: r.purpose, Created: now.Unix(),
+		Expiry: now.Add(r.life).Unix(), Nonce: nonce(), Seen: r.seen}
+	if err := r.view(func(_ *authority.Authority, s *authority.State) error { return fill(doc, s) }); err != nil {
+		return err
+	}
+	key, err := r.signer(ctx)
+	if err != nil {
+		return err
+	}
+	signed, err := signoff.Sign(ctx, key, doc)
+	if err != nil {
+		return err
+	}
+	if r.out != "" {
+		return writeNew(r.out, append(signed.Line(), '\n'))
+	}
+	out, err := r.submit(ctx, signed)
+	if err != nil {
+		return err
+	}
+	return r.Answer(struct {
+		Request dsse.Digest `json:"request"`
+		Index   uint64      `json:"index"`
+	}{signed.Digest(), out.Index}, func(w writer) { fmt.Fprintf(w, "%s\n", signed.Digest()) })
+}
+
+func (r *asking) export() *cobra.Command {
+	var object, recipient, keyFile, destination string
+	cmd := &cobra.Command{Use: "export", Short: "ask to release sealed weights to an outside key", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			id, err := dsse.ParseDigest(object)
+			if err != nil {
+				return err
+			}
+			key, err := readPublicKey(keyFile)
+			if err != nil {
+				return err
+			}
+			return r.ask(cmd.Context(), signoff.ActionExport, func(q *signoff.Request, _ *authority.State) error {
+				q.Export = &signoff.Export{Object: id, Recipient: recipient, RecipientKey: key, Destination: destination}
+				return nil
+			})
+		}}
+	f := cmd.Flags()
+	f.StringVar(&object, "object", "", "object id, as weights info prints it")
+	f.StringVar(&recipient, "recipient", "", "name the approvers know the recipient by")
+	f.StringVar(&keyFile, "recipient-key", "", "file with the recipient's public key")
+	f.StringVar(&destination, "destination", "", "where the copy goes: a medium's serial, a place")
+	return require(cmd, "object", "recipient", "recipient-key", "destination")
+}
+
+func require(cmd *cobra.Command, flags ...string) *cobra.Command {
+	for _, f := range flags {
+		cmd.MarkFlagRequired(f)
+	}
+	return cmd
+}
+
+// readPublicKey reads a key as keyturn key show and weights recipient write it.
+func readPublicKey(path string) (signoff.PublicKey, error) {
+	var k signoff.PublicKey
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return k, err
+	}
+	if err := dsse.Decode(b, &k); err != nil {
+		return k, fmt.Errorf("%s is not a public key file: %w", path, err)
+	}
+	return k, nil
+}
+
+func (r *asking) launch() *cobra.Command {
+	l := &signoff.Launch{}
+	var executable string
+	var objects, pool []string
+	var limit time.Duration
+	cmd := &cobra.Command{Use: "launch -- ARGV...", Short: "ask to start one executable on nodes, exactly", Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			digest, err := fileDigest(executable)
+			if err != nil {
+				return err
+			}
+			l.Executable, l.Argv, l.Seconds = digest, args, int64(limit/time.Second)
+			for _, o := range objects {
+				id, err := dsse.ParseDigest(o)
+				if err != nil {
+					return err
+				}
+				l.Objects = append(l.Objects, id)
+			}
+			return r.ask(cmd.Context(), signoff.ActionLaunch, func(q *signoff.Request, s *authority.State) error {
+				for _, name := range pool {
+					n, ok := s.NodeNamed(name)
+					if !ok {
+						return fmt.Errorf("no node named %q is enrolled", name)
+					}
+					l.Pool = append(l.Pool, n.ID)
+				}
+				q.Launch = l
+				return nil
+			})
+		}}
+	f := cmd.Flags()
+	f.StringVar(&l.Name, "name", "", "name of the run")
+	f.StringVar(&executable, "executable", "", "the program, a static executable")
+	f.StringArrayVar(&l.Env, "env", nil, "NAME=value; the complete environment, repeat as needed")
+	f.StringSliceVar(&objects, "object", nil, "object ids to open for the run")
+	f.StringSliceVar(&pool, "node", nil, "names of the nodes it may run on")
+	f.IntVar(&l.Uses, "uses", 1, "starts in all")
+	f.DurationVar(&limit, "limit", time.Hour, "wall-clock limit of each start")
+	return require(cmd, "name", "executable", "object", "node")
+}
+
+func (r *asking) enrol() *cobra.Command {
+	var name, file string
+	cmd := &cobra.Command{Use: "enrol", Short: "ask to admit a node", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			blob, err := os.ReadFile(file)
+			if err != nil {
+				return err
+			}
+			enrolment, err := attest.ParseEnrolment(blob)
+			if err != nil {
+				return err
+			}
+			cert, err := x509.ParseCertificate(enrolment.EKCert)
+			if err != nil {
+				return fmt.Errorf("%s: endorsement key certificate: %w", file, err)
+			}
+			node := dsse.Digest(sha256.Sum256(cert.RawSubjectPublicKeyInfo))
+			client, err := r.coordinator()
+			if err != nil {
+				return err
+			}
+			digest, err := client.PutBlob(cmd.Context(), blob)
+			if err != nil {
+				return err
+			}
+			return r.ask(cmd.Context(), signoff.ActionEnrol, func(q *signoff.Request, _ *authority.State) error {
+				q.Enrol = &signoff.Enrol{Name: name, Node: node, Enrolment: digest}
+				return nil
+			})
+		}}
+	cmd.Flags().StringVar(&name, "name", "", "name of the node")
+	cmd.Flags().StringVar(&file, "enrolment", "", "file that keyturn-agent enrolment wrote")
+	return require(cmd, "name", "enrolment")
+}
+
+func (r *asking) retire() *cobra.Command {
+	var name string
+	cmd := &cobra.Command{Use: "retire", Short: "ask to put a node out for good", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return r.ask(cmd.Context(), signoff.ActionRetire, func(q *signoff.Request, s *authority.State) error {
+				n, ok := s.NodeNamed(name)
+				if !ok {
+					return fmt.Errorf("no node named %q is enrolled", name)
+				}
+				q.Retire = &signoff.Retire{Node: n.ID}
+				return nil
+			})
+		}}
+	cmd.Flags().StringVar(&name, "name", "", "name of the node")
+	return require(cmd, "name")
+}
+
+func (r *asking) policy() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{Use: "policy", Short: "ask to replace the policy", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				return err
+			}
+			return r.ask(cmd.Context(), signoff.ActionPolicyChange, func(q *signoff.Request, _ *authority.State) error {
+				q.Policy = &signoff.PolicyChange{Policy: string(text)}
+				return nil
+			})
+		}}
+	cmd.Flags().StringVar(&file, "policy", "", "file with the new policy, YAML")
+	return require(cmd, "policy")
+}
+
+func (r *asking) resume() *cobra.Command {
+	var halts []string
+	cmd := &cobra.Command{Use: "resume", Short: "ask to lift halts, each by name", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return r.ask(cmd.Context(), signoff.ActionResume, func(q *signoff.Request, _ *authority.State) error {
+				q.Resume = &signoff.Resume{}
+				for _, h := range halts {
+					id, err := dsse.ParseDigest(h)
+					if err != nil {
+						return err
+					}
+					q.Resume.Halts = append(q.Resume.Halts, id)
+				}
+				return nil
+			})
+		}}
+	cmd.Flags().StringSliceVar(&halts, "halt", nil, "digests of the halts to lift")
+	return require(cmd, "halt")
+}
+
+func haltCmd(a *app) *cobra.Command {
+	var everything bool
+	var request, node, reason, out string
+	cmd := &cobra.Command{Use: "halt", Short: "stop everything, one request or one node, at once", Args: cobra.NoArgs,
+		Long: `Halt needs one person and no checkpoint. It is pushed to the nodes before it is
+in the log; with --out it is written to a file, to be carried to the nodes
+(keyturn node halt FILE) when the network or the coordinator is not to be
+trusted. Only an approved resume that names the halt lifts it.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := a.load(); err != nil {
+				return err
+			}
+			me, err := a.me()
+			if err != nil {
+				return err
+			}
+			h := &signoff.Halt{Charter: a.id, Person: me.ID(), Everything: everything, Reason: reason, Created: time.Now().Unix(), Nonce: nonce()}
+			if err := errors.Join(setDigest(&h.Request, request), setDigest(&h.Node, node)); err != nil {
+				return err
+			}
+			key, err := a.signer(cmd.Context())
+			if err != nil {
+				return err
+			}
+			signed, err := signoff.Sign(cmd.Context(), key, h)
+			if err != nil {
+				return err
+			}
+			if out != "" {
+				return writeNew(out, append(signed.Line(), '\n'))
+			}
+			return a.sendHalt(cmd.Context(), signed)
+		}}
+	f := cmd.Flags()
+	f.BoolVar(&everything, "everything", false, "stop every export and every run")
+	f.StringVar(&request, "request", "", "stop one request, by digest")
+	f.StringVar(&node, "node", "", "stop one node, by id")
+	f.StringVar(&reason, "reason", "", "why, for the log")
+	f.StringVar(&out, "out", "", "write the halt to this file instead of sending it")
+	return require(cmd, "reason")
+}
+
+func setDigest(d *dsse.Digest, text string) (err error) {
+	if text != "" {
+		*d, err = dsse.ParseDigest(text)
+	}
+	return err
+}
+
+// sendHalt pushes first and appends then: nodes must not wait for the log.
+func (a *app) sendHalt(ctx context.Context, s *signoff.Signed) error {
+	client, err := a.coordinator()
+	if err != nil {
+		return err
+	}
+	if err := client.Send(ctx, "halts", s.Line()); err != nil {
+		a.Note("could not push the halt to the nodes, going on: %v", err)
+	}
+	out, err := a.submit(ctx, s)
+	if err != nil {
+		return err
+	}
+	return a.Answer(struct {
+		Halt  dsse.Digest `json:"halt"`
+		Index uint64      `json:"index"`
+	}{s.Digest(), out.Index}, func(w writer) { fmt.Fprintf(w, "%s\n", s.Digest()) })
+}

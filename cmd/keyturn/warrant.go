@@ -1,0 +1,102 @@
+package main
+
+import (
+	"encoding/pem"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyturn/keyturn/cmd/internal/ui"
+	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/authority"
+	"github.com/keyturn/keyturn/signoff/dsse"
+)
+
+// writeWarrant waits until the request's warrant is final and writes its line.
+func (a *app) writeWarrant(cmd *cobra.Command, name, out string) error {
+	if err := a.sync(cmd.Context(), 1); err != nil {
+		return err
+	}
+	request, err := a.find(name)
+	if err != nil {
+		return err
+	}
+	warrant, err := a.awaitWarrant(cmd, request)
+	if err != nil {
+		return err
+	}
+	line, err := a.lineOf(warrant)
+	if err != nil {
+		return err
+	}
+	if err := writeNew(out, append(line, '\n')); err != nil {
+		return err
+	}
+	return a.Answer(struct {
+		Warrant dsse.Digest `json:"warrant"`
+	}{warrant}, func(w writer) { fmt.Fprintln(w, warrant) })
+}
+
+// awaitWarrant syncs until the request has its warrant or ended without one.
+func (a *app) awaitWarrant(cmd *cobra.Command, request dsse.Digest) (dsse.Digest, error) {
+	for {
+		var r *authority.Request
+		if err := a.view(func(_ *authority.Authority, s *authority.State) error { r = s.Requests[request]; return nil }); err != nil {
+			return dsse.Digest{}, err
+		}
+		switch {
+		case !r.Warrant.IsZero():
+			return r.Warrant, nil
+		case r.Ended != "":
+			return dsse.Digest{}, fmt.Errorf("request %s has no warrant: %s", request.Short(), r.Ended)
+		case r.Satisfied == nil:
+			return dsse.Digest{}, ui.WithHint(fmt.Errorf("request %s is not satisfied", request.Short()), "keyturn show %s says who is missing", request.Short())
+		}
+		if err := a.sync(cmd.Context(), a.seen.Size+1); err != nil {
+			return dsse.Digest{}, err
+		}
+	}
+}
+
+// lineOf finds the entry that holds a document, among those folded.
+func (a *app) lineOf(document dsse.Digest) ([]byte, error) {
+	var index uint64
+	ok := false
+	if err := a.view(func(_ *authority.Authority, s *authority.State) error {
+		index, ok = s.Documents[document]
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	if !ok || index >= uint64(len(a.leaves)) {
+		return nil, fmt.Errorf("document %s is not in the log", document)
+	}
+	return a.leaves[index], nil
+}
+
+func groupCmd(a *app) *cobra.Command {
+	return &cobra.Command{Use: "group", Short: "print the notaries' joint public key, PEM", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := a.sync(cmd.Context(), 1); err != nil {
+				return err
+			}
+			var key signoff.PublicKey
+			if err := a.view(func(_ *authority.Authority, s *authority.State) (err error) {
+				if s.GroupKey() == nil {
+					return errors.New("the notaries have no group key yet")
+				}
+				key, err = signoff.NewPublicKey(s.GroupKey(), hsm.ClassSealed)
+				return err
+			}); err != nil {
+				return err
+			}
+			_, err := a.Out.Write(publicPEM(key))
+			return err
+		}}
+}
+
+func publicPEM(k signoff.PublicKey) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: k.SPKI})
+}
