@@ -80,3 +80,22 @@ func checkPIN(pin []byte) ([]byte, error) {
 	}
 	return pin, nil
 }
+
+// once keeps the PIN that a descriptor gave, since a token's helper may have
+// to log in again after it was restarted and a descriptor is read only once.
+func once(source hsm.PIN) hsm.PIN {
+	var mu sync.Mutex
+	var kept []byte
+	return func(ctx context.Context, prompt string) ([]byte, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if kept == nil {
+			pin, err := source(ctx, prompt)
+			if err != nil {
+				return nil, err
+			}
+			kept = pin
+		}
+		return bytes.Clone(kept), nil
+	}
+}

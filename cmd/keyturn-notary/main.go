@@ -1,0 +1,174 @@
+// Keyturn-notary is the daemon of one notary: it checks everything again,
+// cosigns what it agrees with, and signs warrants together with the others.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyturn/keyturn/cmd/internal/config"
+	"github.com/keyturn/keyturn/cmd/internal/keys"
+	"github.com/keyturn/keyturn/cmd/internal/ui"
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/api"
+	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/notary"
+)
+
+// options are the flags all subcommands share.
+type options struct {
+	config     string
+	pinFD      int
+	credential string
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	p, o := ui.New(), &options{}
+	root := &cobra.Command{Use: "keyturn-notary", Short: "the daemon of one notary", SilenceUsage: true, SilenceErrors: true}
+	f := root.PersistentFlags()
+	f.StringVar(&o.config, "config", "/etc/keyturn/notary.yaml", "configuration file")
+	f.IntVar(&o.pinFD, "pin-fd", 0, "read the token's PIN from this file descriptor")
+	f.StringVar(&o.credential, "pin-credential", "", "read the token's PIN from this service credential")
+	root.AddCommand(
+		&cobra.Command{Use: "init", Short: "make the directory of a new notary, once", Args: cobra.NoArgs,
+			RunE: func(*cobra.Command, []string) error { return o.init() }},
+		&cobra.Command{Use: "run", Short: "run until told to stop", Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context()) }},
+		o.positionCmd(p),
+	)
+	os.Exit(p.Report("keyturn-notary", root.ExecuteContext(ctx)))
+}
+
+func (o *options) load() (*config.Notary, *signoff.Charter, dsse.Digest, error) {
+	var c config.Notary
+	if err := config.Load(o.config, &c); err != nil {
+		return nil, nil, dsse.Digest{}, err
+	}
+	charter, id, err := c.Anchor(o.config)
+	c.Dir = config.Beside(o.config, c.Dir)
+	return &c, charter, id, err
+}
+
+func (o *options) init() error {
+	c, _, id, err := o.load()
+	if err != nil {
+		return err
+	}
+	return notary.Init(c.Dir, id)
+}
+
+func (o *options) run(ctx context.Context) error {
+	if err := keys.Harden(); err != nil {
+		return err
+	}
+	n, closeKeys, err := o.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer closeKeys()
+	return n.Run(ctx)
+}
+
+// open opens the four keys, each pinned to what the charter says of this
+// notary.
+func (o *options) open(ctx context.Context) (*notary.Notary, func(), error) {
+	c, charter, id, err := o.load()
+	if err != nil {
+		return nil, nil, err
+	}
+	me, err := self(charter, c.Name)
+	if err != nil {
+		return nil, nil, err
+	}
+	pin, err := keys.DaemonPIN(o.pinFD, o.credential)
+	if err != nil {
+		return nil, nil, err
+	}
+	ring := keys.New(pin)
+	cfg := notary.Config{Charter: id, Dir: c.Dir, Log: keys.Logger("keyturn-notary").With("notary", c.Name)}
+	if err := openKeys(ctx, ring, c, me, &cfg); err != nil {
+		ring.Close()
+		return nil, nil, err
+	}
+	if cfg.Client, err = api.NewClient(config.Endpoints(charter), nil); err != nil {
+		ring.Close()
+		return nil, nil, err
+	}
+	n, err := notary.New(cfg)
+	return n, ring.Close, err
+}
+
+func self(charter *signoff.Charter, name string) (*signoff.Notary, error) {
+	for i := range charter.Notaries {
+		if charter.Notaries[i].Name == name {
+			return &charter.Notaries[i], nil
+		}
+	}
+	return nil, ui.WithHint(errNobody(name), "set name in the configuration to the notary's name in the charter")
+}
+
+type errNobody string
+
+func (e errNobody) Error() string { return "notary " + string(e) + " is not in the charter" }
+
+func openKeys(ctx context.Context, ring *keys.Ring, c *config.Notary, me *signoff.Notary, cfg *notary.Config) error {
+	signing, err := me.Signing.Public()
+	if err != nil {
+		return err
+	}
+	if cfg.Signing, err = ring.Key(ctx, c.Signing, signing); err != nil {
+		return err
+	}
+	witness, err := me.Witness.Public()
+	if err != nil {
+		return err
+	}
+	if cfg.Witness, err = ring.Key(ctx, c.Witness, witness); err != nil {
+		return err
+	}
+	exchange, err := me.Exchange.ECDH()
+	if err != nil {
+		return err
+	}
+	if cfg.Exchange, err = ring.Decrypter(ctx, c.Exchange, exchange); err != nil {
+		return err
+	}
+	cfg.Sealer, err = ring.Sealer(ctx, c.Seal)
+	return err
+}
+
+// positionCmd is for a recovery: see keyturnd recover.
+func (o *options) positionCmd(p *ui.Printer) *cobra.Command {
+	var key, out string
+	cmd := &cobra.Command{Use: "position", Short: "sign which checkpoint was cosigned last, for a recovery under a new log key", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			fp, err := dsse.ParseDigest(key)
+			if err != nil {
+				return err
+			}
+			n, closeKeys, err := o.open(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer closeKeys()
+			if err := p.Confirm("State this notary's position? Stop its daemon first: it must cosign nothing more under the old log key.", "state"); err != nil {
+				return err
+			}
+			s, err := n.StatePosition(cmd.Context(), fp)
+			if err != nil {
+				return err
+			}
+			return os.WriteFile(out, append(s.Line(), '\n'), 0o644)
+		}}
+	cmd.Flags().StringVar(&key, "log-key", "", "fingerprint of the new log key")
+	cmd.Flags().StringVar(&out, "out", "", "file to write")
+	cmd.MarkFlagRequired("log-key")
+	cmd.MarkFlagRequired("out")
+	return cmd
+}

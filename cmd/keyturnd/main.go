@@ -1,0 +1,187 @@
+// Keyturnd is the daemon of a coordinator: the mailbox of the cluster and the
+// keeper of its log. It is trusted with nothing but being there.
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyturn/keyturn/cmd/internal/config"
+	"github.com/keyturn/keyturn/cmd/internal/keys"
+	"github.com/keyturn/keyturn/cmd/internal/ui"
+	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/coordinator"
+	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/log"
+	"github.com/keyturn/keyturn/signoff/log/etcd"
+)
+
+// options are the flags.
+type options struct {
+	config     string
+	pinFD      int
+	credential string
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	p, o := ui.New(), &options{}
+	root := &cobra.Command{Use: "keyturnd", Short: "the daemon of a coordinator", Args: cobra.NoArgs, SilenceUsage: true, SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context()) }}
+	f := root.PersistentFlags()
+	f.StringVar(&o.config, "config", "/etc/keyturn/keyturnd.yaml", "configuration file")
+	f.IntVar(&o.pinFD, "pin-fd", 0, "read the token's PIN from this file descriptor")
+	f.StringVar(&o.credential, "pin-credential", "", "read the token's PIN from this service credential")
+	os.Exit(p.Report("keyturnd", root.ExecuteContext(ctx)))
+}
+
+// A server is everything that run opened, in the order in which it closes.
+type server struct {
+	logger *slog.Logger
+	ring   *keys.Ring
+	order  *etcd.Order
+	arch   *log.Archive
+}
+
+func (s *server) close() {
+	if s.order != nil {
+		s.order.Close()
+	}
+	if s.arch != nil {
+		s.arch.Close()
+	}
+	s.ring.Close()
+}
+
+func (o *options) run(ctx context.Context) error {
+	if err := keys.Harden(); err != nil {
+		return err
+	}
+	var conf config.Coordinator
+	if err := config.Load(o.config, &conf); err != nil {
+		return err
+	}
+	charter, id, err := conf.Anchor(o.config)
+	if err != nil {
+		return err
+	}
+	pin, err := keys.DaemonPIN(o.pinFD, o.credential)
+	if err != nil {
+		return err
+	}
+	s := &server{logger: keys.Logger("keyturnd"), ring: keys.New(pin)}
+	defer s.close()
+	co, err := s.open(ctx, o.config, &conf, charter, id)
+	if err != nil {
+		return err
+	}
+	return s.serve(ctx, co, &conf)
+}
+
+func (s *server) open(ctx context.Context, file string, conf *config.Coordinator, charter *signoff.Charter, id dsse.Digest) (*coordinator.Coordinator, error) {
+	logPub, err := charter.Log.Public()
+	if err != nil {
+		return nil, err
+	}
+	logKey, err := s.ring.Key(ctx, conf.LogKey, logPub)
+	if err != nil {
+		return nil, err
+	}
+	genesis, err := readGenesis(config.Beside(file, conf.Genesis))
+	if err != nil {
+		return nil, err
+	}
+	dir := config.Beside(file, conf.Dir)
+	if s.arch, err = log.Open(filepath.Join(dir, "log")); err != nil {
+		return nil, err
+	}
+	if len(conf.Etcd) > 0 {
+		s.order, err = etcd.Dial(ctx, conf.Etcd, nil)
+	} else {
+		s.order, err = etcd.OpenEmbedded(ctx, filepath.Join(dir, "etcd"))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return coordinator.New(ctx, coordinator.Config{Charter: id, Genesis: genesis, Order: s.order, Archive: s.arch, LogKey: logKey, Log: s.logger})
+}
+
+// readGenesis reads the first entries; none once the file is gone.
+func readGenesis(path string) ([][]byte, error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("genesis: %w", err)
+	}
+	var out [][]byte
+	for line := range bytes.Lines(b) {
+		out = append(out, bytes.TrimRight(line, "\n"))
+	}
+	return out, nil
+}
+
+func (s *server) serve(ctx context.Context, co *coordinator.Coordinator, conf *config.Coordinator) error {
+	cert, err := s.certificate(ctx, conf.TLSKey)
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", conf.Listen)
+	if err != nil {
+		return err
+	}
+	srv := &http.Server{Handler: co.Handler(), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug)}
+	done := make(chan error, 1)
+	go func() {
+		done <- srv.Serve(tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}}))
+	}()
+	s.logger.Info("serving", "address", l.Addr().String())
+	ran := make(chan error, 1)
+	go func() { ran <- co.Run(ctx) }()
+	select {
+	case err = <-done:
+	case err = <-ran:
+	}
+	return errors.Join(err, srv.Close())
+}
+
+// certificate wraps the token's TLS key for TLS; clients pin the key and look
+// at nothing else in it.
+func (s *server) certificate(ctx context.Context, uri string) (tls.Certificate, error) {
+	key, err := s.ring.Key(ctx, uri, nil)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	fp, err := hsm.Fingerprint(key.Public())
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	s.logger.Info("TLS key", "fingerprint", dsse.Digest(fp).String())
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
+}
