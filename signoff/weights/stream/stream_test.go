@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -601,5 +602,32 @@ func TestChunkNonce(t *testing.T) {
 	}
 	if got := fmt.Sprintf("%x", chunkNonce(255, false)); got != "00000000000000000000ff00" {
 		t.Error(got)
+	}
+}
+
+// endless reads zero bytes without end.
+type endless struct{}
+
+func (endless) ReadAt(p []byte, _ int64) (int, error) { clear(p); return len(p), nil }
+
+// nowhere takes writes at any offset.
+type nowhere struct{}
+
+func (nowhere) WriteAt(p []byte, _ int64) (int, error) { return len(p), nil }
+
+func TestMemoryDoesNotDependOnSize(t *testing.T) {
+	if held := cap(NewEngine(10_000).buffers) * 2 * sealedChunk; held > 64<<20 {
+		t.Errorf("an engine for 10,000 workers holds %d bytes", held)
+	}
+	e := NewEngine(2)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	const size = 512 << 20
+	if err := e.Encrypt(t.Context(), Body{nowhere{}, 0, endless{}, size, NewFileKey(), NewNonce()}, nil); err != nil {
+		t.Fatal(err)
+	}
+	runtime.ReadMemStats(&after)
+	if got := after.TotalAlloc - before.TotalAlloc; got > 8<<20 {
+		t.Errorf("encrypting %d bytes allocated %d", int64(size), got)
 	}
 }
