@@ -22,11 +22,13 @@ func (p *parser) noAction(e Event) error {
 
 // startupLocality reads TCG_EfiStartupLocalityEvent (PFP 10.4.5.3): the locality
 // of TPM2_Startup, which becomes the last byte of PCR 0 before the first extend.
+// Zeros behind it are padding.
 func (p *parser) startupLocality(e Event) error {
-	if len(e.Data) != len(localitySignature)+1 {
+	rest := e.Data[len(localitySignature):]
+	if len(rest) == 0 || len(bytes.Trim(rest[1:], "\x00")) != 0 {
 		return p.fail(e.Offset, "a StartupLocality event of %d bytes, wanted %d", len(e.Data), len(localitySignature)+1)
 	}
-	locality := int(e.Data[len(localitySignature)])
+	locality := int(rest[0])
 	switch {
 	case locality != 0 && locality != 3 && locality != 4:
 		return p.fail(e.Offset, "startup locality %d is not 0, 3 or 4", locality)

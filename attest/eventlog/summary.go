@@ -15,11 +15,11 @@ import (
 // A Summary is what a person wants to know of a log. Without expected values it is
 // what the log says, not what the machine did.
 type Summary struct {
-	Bank             string   `json:"bank"`
-	PCRs             PCRs     `json:"pcrs"`             // those that the log extends
-	Events           int      `json:"events"`           // without the Spec ID header
-	SecureBoot       State    `json:"secureBoot"`       // null if the log leaves it open
-	BootApplications []string `json:"bootApplications"` // digests in hex; null if the log leaves them open
+	Bank             string  `json:"bank"`
+	PCRs             PCRs    `json:"pcrs"`             // those that the log extends
+	Events           int     `json:"events"`           // without the Spec ID header
+	SecureBoot       State   `json:"secureBoot"`       // null if the log leaves it open
+	BootApplications Digests `json:"bootApplications"` // null if the log leaves them open
 
 	SecureBootReason string `json:"-"` // why SecureBoot is null
 }
@@ -48,15 +48,30 @@ func (l *Log) Summary(bankName string, expect map[int][]byte) (*Summary, error) 
 	secureBoot := l.SecureBoot(bankName)
 	s.SecureBoot, s.SecureBootReason = secureBoot.State, secureBoot.Reason
 	if apps, err := l.BootApplications(bankName); err == nil {
-		s.BootApplications = []string{}
+		s.BootApplications = Digests{}
 		for _, app := range apps {
-			s.BootApplications = append(s.BootApplications, hex.EncodeToString(app.Digest))
+			s.BootApplications = append(s.BootApplications, app.Digest)
 		}
 	}
 	return s, nil
 }
 
 const pcrIMA = 10 // that Linux extends with its integrity measurements
+
+// Digests are in hex in JSON, and null there if nil.
+type Digests [][]byte
+
+// MarshalJSON writes ["hex"], or null.
+func (d Digests) MarshalJSON() ([]byte, error) {
+	if d == nil {
+		return []byte("null"), nil
+	}
+	texts := make([]string, len(d))
+	for i := range d {
+		texts[i] = hex.EncodeToString(d[i])
+	}
+	return json.Marshal(texts)
+}
 
 // MarshalJSON writes {"0":"hex"} in the order of the indices.
 func (p PCRs) MarshalJSON() ([]byte, error) {
