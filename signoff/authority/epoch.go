@@ -19,6 +19,11 @@ import (
 // VerdictPass is the only verdict that gives a lease.
 const VerdictPass = attest.StatusPass
 
+// ReasonSilent is the reason of a lease leaf for which no evidence was put
+// forward. It says nothing of the node: a lease it still holds runs on to its
+// own end.
+const ReasonSilent = "the node sent no evidence"
+
 // A Presented is a node's evidence with the checkpoint whose root is its
 // nonce: nobody can know a root before the entries under it were made.
 type Presented struct {
@@ -129,7 +134,7 @@ func (a *Authority) lease(n *Node, number uint64, given []*Presented) Lease {
 	}
 	switch len(given) {
 	case 0:
-		l.Reason, l.Remedy = "the node sent no evidence", "see that keyturn-agent runs on the node and reaches a coordinator"
+		l.Reason, l.Remedy = ReasonSilent, "see that keyturn-agent runs on the node and reaches a coordinator"
 		return l
 	case 1:
 	default:
