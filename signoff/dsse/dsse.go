@@ -82,12 +82,18 @@ type signature struct {
 
 // Parse reads one bundle line without its newline. It checks form only;
 // Verify checks the signature.
-func Parse(line []byte) (*Envelope, error) {
+func Parse(line []byte) (*Envelope, error) { return parse(line, MaxLine) }
+
+// ParseFile is Parse for a document that never enters the log, of up to
+// MaxFile bytes.
+func ParseFile(line []byte) (*Envelope, error) { return parse(line, MaxFile) }
+
+func parse(line []byte, most int) (*Envelope, error) {
 	if len(line) == 0 {
 		return nil, errors.New("dsse: parse bundle: empty line")
 	}
-	if len(line) > MaxLine {
-		return nil, fmt.Errorf("dsse: parse bundle: %d bytes, at most %d are allowed", len(line), MaxLine)
+	if len(line) > most {
+		return nil, fmt.Errorf("dsse: parse bundle: %d bytes, at most %d are allowed", len(line), most)
 	}
 	var b bundle
 	if err := Decode(line, &b); err != nil {
@@ -137,8 +143,17 @@ func (e *Envelope) Digest() Digest { return sha256.Sum256(e.Payload) }
 // Sign makes a document of payload with k. The signature is verified before
 // it is returned.
 func Sign(ctx context.Context, k hsm.Key, payload []byte) (*Envelope, error) {
-	if len(payload) == 0 || len(payload) > MaxPayload {
-		return nil, fmt.Errorf("dsse: sign: payload of %d bytes, want 1 to %d", len(payload), MaxPayload)
+	return sign(ctx, k, payload, MaxPayload)
+}
+
+// SignFile is Sign for a document that never enters the log.
+func SignFile(ctx context.Context, k hsm.Key, payload []byte) (*Envelope, error) {
+	return sign(ctx, k, payload, MaxFile/4*3)
+}
+
+func sign(ctx context.Context, k hsm.Key, payload []byte, most int) (*Envelope, error) {
+	if len(payload) == 0 || len(payload) > most {
+		return nil, fmt.Errorf("dsse: sign: payload of %d bytes, want 1 to %d", len(payload), most)
 	}
 	hint, err := hsm.Fingerprint(k.Public())
 	if err != nil {

@@ -9,6 +9,10 @@ const (
 	// MaxPayload is what base64 leaves of MaxLine after the bundle's frame.
 	MaxPayload = (MaxLine - 512) / 4 * 3
 
+	// MaxFile is the largest document that stays in a file and never enters
+	// the log: the manifest of a model with very many files.
+	MaxFile = 256 << 20
+
 	// MaxSignature holds an ASN.1 P-256 signature (at most 72 bytes) and an
 	// Ed25519 one (64 bytes).
 	MaxSignature = 80
