@@ -57,6 +57,7 @@ log but not yet final.`,
 		requestCmd(a), listCmd(a), showCmd(a), statusCmd(a),
 		approveCmd(a), rejectCmd(a), withdrawCmd(a), submitCmd(a), carryCmd(a),
 		haltCmd(a), warrantCmd(a), paeCmd(a), manCmd(root), configHelp(),
+		weightsCmd(a),
 	)
 	for _, c := range root.Commands() {
 		strictArgs(c)

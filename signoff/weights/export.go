@@ -29,7 +29,7 @@ func (d *Directory) Export(ctx context.Context, out string, extra map[string][]b
 		}
 	}
 	maps.Copy(docs, extra)
-	total, err := d.ciphertext()
+	total, err := d.Size()
 	if err != nil {
 		return err
 	}
@@ -48,9 +48,9 @@ func (d *Directory) Export(ctx context.Context, out string, extra map[string][]b
 	return w.commit(".")
 }
 
-// ciphertext returns the number of bytes to export, after checking the form of
-// every file.
-func (d *Directory) ciphertext() (total int64, err error) {
+// Size returns the bytes of ciphertext that Export carries, after checking the
+// form of every file.
+func (d *Directory) Size() (total int64, err error) {
 	for i, f := range d.manifest.Files {
 		s, err := d.open(i)
 		if err != nil {

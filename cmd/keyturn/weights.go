@@ -1,0 +1,317 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyturn/keyturn/cmd/internal/ui"
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/lockbox"
+	"github.com/keyturn/keyturn/signoff/weights"
+	"github.com/keyturn/keyturn/signoff/weights/release"
+)
+
+// The documents of a sealed directory; package weights has the rest of its
+// layout.
+const (
+	manifestFile = "manifest.json" // OMS v1 manifest, signed by the sealer
+	objectFile   = "object.json"   // signed Object; the digest of its payload is the object id
+	dealsFile    = "deals.json"    // signed Deals: which shares are dealt
+	sharesFile   = "shares.json"   // the blob that Deals names: every holder's sealed share
+	releaseFile  = "release.json"  // of an export: the release bundle
+	receiptFile  = "receipt.json"  // of an export: the requester's signed receipt
+)
+
+func weightsCmd(a *app) *cobra.Command {
+	cmd := &cobra.Command{Use: "weights", Short: "seal weights, look at them, export and open them",
+		Long: `Sealed weights are a directory:
+
+  manifest.json   OMS v1 manifest, signed by whoever sealed
+  object.json     the object: manifest, lockbox, thresholds; its digest is the object id
+  deals.json      which shares of the lockbox are dealt
+  shares.json     the shares, each sealed to its holder's token
+  SHA256SUMS      digests of the plaintext, for sha256sum -c
+  files/NAME.age  one age v1 file for each file
+
+An export has release.json and receipt.json besides, and opens with
+keyturn weights open, or with age and age-plugin-keyturn.`}
+	cmd.AddCommand(sealCmd(a), registerCmd(a), weightsInfoCmd(a), weightsVerifyCmd(a), exportCmd(a), openCmd(a), identityCmd(a), recipientCmd(a), drillCmd(a))
+	return cmd
+}
+
+// A sealedDir is the verified documents of a sealed directory.
+type sealedDir struct {
+	path     string
+	charter  *signoff.Charter
+	anchor   dsse.Digest
+	object   *signoff.Object
+	objectID dsse.Digest
+	signed   *signoff.Signed // the object's document
+	manifest *weights.Manifest
+}
+
+// sealedAt reads the documents of a sealed directory and checks them against
+// the charter: signed by the sealer, and about each other.
+func sealedAt(path string, charter *signoff.Charter, anchor dsse.Digest) (*sealedDir, error) {
+	d := &sealedDir{path: path, charter: charter, anchor: anchor}
+	s, err := readLineFile(filepath.Join(path, objectFile))
+	if err != nil {
+		return nil, err
+	}
+	o, ok := s.Doc.(*signoff.Object)
+	if !ok || o.Charter != anchor {
+		return nil, fmt.Errorf("%s holds a %s of charter %s, want an object of %s", filepath.Join(path, objectFile), s.Doc.Kind(), s.Doc.Cluster(), anchor)
+	}
+	d.object, d.objectID, d.signed = o, s.Digest(), s
+	if err := verifyPerson(charter, s.Envelope, o.Sealer); err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(path, objectFile), err)
+	}
+	m, err := signedManifest(filepath.Join(path, manifestFile), charter)
+	if err != nil {
+		return nil, err
+	}
+	if dsse.Digest(m.Digest()) != o.Manifest {
+		return nil, fmt.Errorf("%s has digest %s, the object names %s", filepath.Join(path, manifestFile), dsse.Digest(m.Digest()), o.Manifest)
+	}
+	d.manifest = m
+	return d, nil
+}
+
+// signedManifest reads a manifest that one of the charter's people signed.
+func signedManifest(path string, charter *signoff.Charter) (*weights.Manifest, error) {
+	b, err := readBounded(path, weights.MaxSigned)
+	if err != nil {
+		return nil, err
+	}
+	env, m, err := weights.ReadSigned(b)
+	if err != nil {
+		return nil, err
+	}
+	if err := verifyPerson(charter, env, env.Hint); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return m, nil
+}
+
+// verifyPerson checks that the person with this fingerprint is in the charter
+// and signed the envelope.
+func verifyPerson(charter *signoff.Charter, e *dsse.Envelope, id dsse.Digest) error {
+	for _, p := range charter.People {
+		if p.ID() != id {
+			continue
+		}
+		pub, err := p.Signing.Public()
+		if err != nil {
+			return err
+		}
+		return e.Verify(pub)
+	}
+	return fmt.Errorf("signed by %s, who is nobody in the charter", id)
+}
+
+// open opens the files of the directory for reading.
+func (d *sealedDir) open() (*weights.Directory, error) {
+	return weights.OpenDirectory(d.path, d.manifest, d.objectID)
+}
+
+// trustFlags say what the charter is: the configuration's, or, for people who
+// have none such as recipients, the one inside a release bundle, whose digest
+// they were given.
+type trustFlags struct {
+	anchor, release string
+}
+
+func (t *trustFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&t.anchor, "charter", "", "charter digest to trust, sha256:HEX, instead of a configuration")
+	cmd.Flags().StringVar(&t.release, "release", "", "release bundle with the charter (default "+releaseFile+" in the directory)")
+}
+
+// charter returns the charter to check against. dir is where the bundle is if
+// no flag says so.
+func (t *trustFlags) charter(a *app, dir string) (*signoff.Charter, dsse.Digest, error) {
+	if t.anchor == "" {
+		if err := a.load(); err != nil {
+			return nil, dsse.Digest{}, err
+		}
+		return a.charter, a.id, nil
+	}
+	r, err := t.bundle(a, dir)
+	if err != nil {
+		return nil, dsse.Digest{}, err
+	}
+	return r.Charter, r.CharterID, nil
+}
+
+// bundle reads and verifies the release bundle.
+func (t *trustFlags) bundle(a *app, dir string) (*release.Release, error) {
+	anchor, err := t.digest(a)
+	if err != nil {
+		return nil, err
+	}
+	file := t.release
+	if file == "" {
+		file = filepath.Join(dir, releaseFile)
+	}
+	b, err := readBounded(file, release.MaxSize)
+	if err != nil {
+		return nil, err
+	}
+	parsed, err := release.Parse(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	r, err := parsed.Verify(anchor)
+	if err != nil {
+		return nil, ui.WithHint(fmt.Errorf("%s: %w", file, err), "ask the sender for the bundle of this export; nothing was opened")
+	}
+	return r, nil
+}
+
+func (t *trustFlags) digest(a *app) (dsse.Digest, error) {
+	if t.anchor != "" {
+		return dsse.ParseDigest(t.anchor)
+	}
+	if err := a.load(); err != nil {
+		return dsse.Digest{}, ui.WithHint(err, "give the charter's digest with --charter, or a configuration")
+	}
+	return a.id, nil
+}
+
+// readBounded reads a regular file of at most limit bytes.
+func readBounded(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > limit {
+		return nil, fmt.Errorf("%s is no file of at most %d bytes", path, limit)
+	}
+	return io.ReadAll(io.LimitReader(f, limit))
+}
+
+// vacant refuses an output that is there before any work is done.
+func vacant(path string) error {
+	_, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = ui.WithHint(fmt.Errorf("%s exists and is not overwritten", path), "choose another place or remove it")
+	}
+	return err
+}
+
+// progress draws a bar for a long operation; call done at its end.
+func (a *app) progress(what string) (report func(weights.Progress), done func()) {
+	update, done := a.Progress(what)
+	return func(p weights.Progress) { update(p.Bytes, p.Total) }, done
+}
+
+// holders returns who holds shares of what is sealed under the charter: its
+// people and its notaries, each side in the charter's order.
+func holders(charter *signoff.Charter, id dsse.Digest) (lockbox.Params, error) {
+	p := lockbox.Params{Charter: id}
+	p.People.Threshold, p.Machines.Threshold = uint16(charter.Threshold), uint16(charter.Quorum())
+	for _, x := range charter.People {
+		if err := addHolder(&p.People, x.Exchange); err != nil {
+			return p, fmt.Errorf("%s: %w", x.Name, err)
+		}
+	}
+	for _, x := range charter.Notaries {
+		if err := addHolder(&p.Machines, x.Exchange); err != nil {
+			return p, fmt.Errorf("%s: %w", x.Name, err)
+		}
+	}
+	return p, p.Check()
+}
+
+func addHolder(g *lockbox.Group, k signoff.PublicKey) error {
+	pub, err := k.ECDH()
+	if err != nil {
+		return err
+	}
+	key, err := lockbox.P256Recipient(pub)
+	g.Holders = append(g.Holders, lockbox.Holder{Index: uint16(len(g.Holders) + 1), Key: key})
+	return err
+}
+
+// A weightsView is sealed weights as seal and info answer them.
+type weightsView struct {
+	Object     dsse.Digest `json:"object"`
+	Name       string      `json:"name"`
+	Sealer     string      `json:"sealer"`
+	Created    int64       `json:"created"`
+	Manifest   dsse.Digest `json:"manifest"`
+	Files      int         `json:"files"`
+	Bytes      int64       `json:"bytes"`
+	Tensors    int         `json:"tensors"`
+	Parameters int64       `json:"parameters"`
+	DTypes     []string    `json:"dtypes"`
+	People     sideView    `json:"people"`
+	Machines   sideView    `json:"machines"`
+	Epoch      uint32      `json:"epoch"`      // of the shares dealt here; 0 if there are none
+	Registered *bool       `json:"registered"` // what the log says; null if it was not asked
+	Quantum    bool        `json:"postQuantum"`
+	Path       string      `json:"path"`
+}
+
+type sideView struct {
+	Threshold int `json:"threshold"`
+	Holders   int `json:"holders"`
+}
+
+func (d *sealedDir) view() (weightsView, error) {
+	params, err := holders(d.charter, d.anchor)
+	if err != nil {
+		return weightsView{}, err
+	}
+	o := d.object
+	v := weightsView{Object: d.objectID, Name: o.Name, Created: o.Created, Manifest: o.Manifest, Path: d.path,
+		Files: o.Summary.Files, Bytes: o.Summary.Bytes, Tensors: o.Summary.Tensors, Parameters: o.Summary.Parameters, DTypes: o.Summary.DTypes,
+		People:   sideView{o.Lockbox.People.Threshold, len(params.People.Holders)},
+		Machines: sideView{o.Lockbox.Machines.Threshold, len(params.Machines.Holders)}, Quantum: params.PostQuantum()}
+	for _, p := range d.charter.People {
+		if p.ID() == o.Sealer {
+			v.Sealer = p.Name
+		}
+	}
+	return v, nil
+}
+
+func (v weightsView) text(w io.Writer) {
+	shares := "not dealt"
+	if v.Epoch > 0 {
+		shares = fmt.Sprintf("dealt, epoch %d", v.Epoch)
+	}
+	switch {
+	case v.Registered == nil:
+		shares += "; the log was not asked (--log)"
+	case *v.Registered:
+		shares += "; in the log"
+	default:
+		shares += "; NOT in the log: keyturn weights register"
+	}
+	withstands := "a quantum computer, as long as ML-KEM-768 does, until it is released to a P-256 key"
+	if !v.Quantum {
+		withstands = "no quantum computer: enough shares are sealed to P-256 keys alone"
+	}
+	ui.Table(w, [][]string{
+		{"object", v.Object.String()}, {"name", v.Name}, {"sealed by", v.Sealer}, {"manifest", v.Manifest.String()},
+		{"content", fmt.Sprintf("%d files, %s, %d tensors, %d parameters, %s", v.Files, ui.Bytes(v.Bytes), v.Tensors, v.Parameters, strings.Join(v.DTypes, " "))},
+		{"opens with", fmt.Sprintf("%d of %d people and %d of %d notaries", v.People.Threshold, v.People.Holders, v.Machines.Threshold, v.Machines.Holders)},
+		{"shares", shares}, {"withstands", withstands},
+	})
+}

@@ -1,0 +1,189 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyturn/keyturn/cmd/internal/ui"
+	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/weights"
+	"github.com/keyturn/keyturn/signoff/weights/release"
+	"github.com/keyturn/keyturn/signoff/weights/stream"
+)
+
+func weightsInfoCmd(a *app) *cobra.Command {
+	var trust trustFlags
+	var log bool
+	cmd := &cobra.Command{Use: "info DIR.sealed", Short: "say what is sealed, who opens it and what it withstands", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			charter, anchor, err := trust.charter(a, args[0])
+			if err != nil {
+				return err
+			}
+			d, err := sealedAt(args[0], charter, anchor)
+			if err != nil {
+				return err
+			}
+			return a.info(cmd.Context(), d, log)
+		}}
+	trust.add(cmd)
+	cmd.Flags().BoolVar(&log, "log", false, "ask the log whether the shares are dealt")
+	return cmd
+}
+
+func (a *app) info(ctx context.Context, d *sealedDir, log bool) error {
+	files, err := d.open()
+	if err != nil {
+		return err
+	}
+	defer files.Close()
+	if err := files.Check(ctx); err != nil {
+		return err
+	}
+	view, err := d.view()
+	if err != nil {
+		return err
+	}
+	if _, _, err := d.deals(); err != nil {
+		return err
+	}
+	view.Epoch = firstEpoch
+	if log {
+		if err := a.sync(ctx, 1); err != nil {
+			return err
+		}
+		_, dealt, err := a.dealt(d.objectID)
+		if err != nil {
+			return err
+		}
+		view.Registered = &dealt
+	}
+	return a.Answer(view, view.text)
+}
+
+func weightsVerifyCmd(a *app) *cobra.Command {
+	var trust trustFlags
+	var manifest, sealed string
+	cmd := &cobra.Command{Use: "verify DIR", Short: "compare plaintext with its signed manifest", Args: cobra.ExactArgs(1),
+		Long: `Verify compares every file of DIR with a manifest that one of the charter's
+people signed: the same files, no others, and every digest. SHA256SUMS tells
+whether files came over whole; this tells whether they are what was sealed.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if (manifest == "") == (sealed == "") {
+				return usage(errors.New("give either --manifest FILE or --sealed DIR.sealed"))
+			}
+			m, err := a.manifest(trust, manifest, sealed)
+			if err != nil {
+				return err
+			}
+			report, done := a.progress("verifying")
+			err = weights.Verify(cmd.Context(), args[0], m, weights.Run{Progress: report})
+			done()
+			if err != nil {
+				return err
+			}
+			return a.Answer(struct {
+				Manifest dsse.Digest `json:"manifest"`
+				Files    int         `json:"files"`
+				OK       bool        `json:"ok"`
+			}{m.Digest(), len(m.Files), true}, func(w writer) { fmt.Fprintf(w, "%s: %d files are what was signed\n", args[0], len(m.Files)) })
+		}}
+	trust.add(cmd)
+	cmd.Flags().StringVar(&manifest, "manifest", "", "signed manifest, manifest.json of a sealed directory")
+	cmd.Flags().StringVar(&sealed, "sealed", "", "sealed directory whose manifest and object to check against")
+	return cmd
+}
+
+func (a *app) manifest(trust trustFlags, file, sealed string) (*weights.Manifest, error) {
+	charter, anchor, err := trust.charter(a, sealed)
+	if err != nil {
+		return nil, err
+	}
+	if file != "" {
+		return signedManifest(file, charter)
+	}
+	d, err := sealedAt(sealed, charter, anchor)
+	if err != nil {
+		return nil, err
+	}
+	return d.manifest, nil
+}
+
+func openCmd(a *app) *cobra.Command {
+	var trust trustFlags
+	var key, out string
+	cmd := &cobra.Command{Use: "open DIR", Short: "open an export with the recipient's key", Args: cobra.ExactArgs(1),
+		Long: `Open checks the release bundle against the charter's digest: that enough people
+approved this request for this key, that a quorum of notaries warranted it and
+released their shares, and that the warrant is in the final log. Then it opens
+the shares with your key, decrypts, and compares every file with the signed
+manifest. No server is asked.`,
+		RunE: func(cmd *cobra.Command, args []string) error { return a.open(cmd.Context(), trust, args[0], key, out) }}
+	trust.add(cmd)
+	cmd.Flags().StringVar(&key, "key", "", "URI of the recipient's key: pkcs11:... or file:PATH")
+	cmd.Flags().StringVar(&out, "out", "", "directory to make")
+	return require(cmd, "key", "out")
+}
+
+func (a *app) open(ctx context.Context, trust trustFlags, dir, key, out string) error {
+	if err := vacant(out); err != nil {
+		return err
+	}
+	r, err := trust.bundle(a, dir)
+	if err != nil {
+		return err
+	}
+	d, err := sealedAt(dir, r.Charter, r.CharterID)
+	if err != nil {
+		return err
+	}
+	if d.objectID != r.ObjectID {
+		return ui.WithHint(fmt.Errorf("%s is object %s, the release is of %s", dir, d.objectID, r.ObjectID), "use the release bundle of this export")
+	}
+	keyFor, wipe, err := a.unlock(ctx, r, key)
+	if err != nil {
+		return err
+	}
+	defer wipe()
+	files, err := d.open()
+	if err != nil {
+		return err
+	}
+	defer files.Close()
+	report, done := a.progress("opening")
+	err = files.Open(ctx, out, keyFor, weights.Run{Progress: report})
+	done()
+	if err != nil {
+		return err
+	}
+	return a.Answer(struct {
+		Object dsse.Digest `json:"object"`
+		Path   string      `json:"path"`
+		Files  int         `json:"files"`
+	}{d.objectID, out, len(d.manifest.Files)}, func(w writer) {
+		fmt.Fprintf(w, "%s: %d files, each what was signed\n", out, len(d.manifest.Files))
+	})
+}
+
+// unlock opens the shares of a release with the recipient's key.
+func (a *app) unlock(ctx context.Context, r *release.Release, uri string) (weights.KeyFunc, func(), error) {
+	pinned, err := r.Request.Export.RecipientKey.ECDH()
+	if err != nil {
+		return nil, nil, err
+	}
+	key, err := a.keyring().Decrypter(ctx, uri, pinned)
+	if err != nil {
+		return nil, nil, err
+	}
+	u, err := r.Unlock(ctx, key)
+	if err != nil {
+		return nil, nil, err
+	}
+	return func(file int, s stream.Stanza) (stream.FileKey, error) {
+		k, err := u.FileKey(uint32(file), s.Body)
+		return stream.FileKey(k), err
+	}, u.Wipe, nil
+}

@@ -1,0 +1,367 @@
+package release
+
+import (
+	"crypto"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/lockbox"
+	"github.com/keyturn/keyturn/signoff/proof"
+)
+
+// A Release is a verified bundle.
+type Release struct {
+	CharterID Digest
+	Charter   *signoff.Charter
+	ObjectID  Digest
+	Object    *signoff.Object
+	RequestID Digest
+	Request   *signoff.Request
+	WarrantID Digest
+	Warrant   *signoff.Warrant
+	Approvers []string            // names of those whose approvals the bundle holds
+	Log       proof.Checkpoint    // final; the warrant is below it
+	Witnesses []proof.Cosignature // who made it final
+	people    []sealedShare
+	machines  []sealedShare
+}
+
+// A sealedShare is a share on its way to the recipient, with the context that
+// the verified documents give.
+type sealedShare struct {
+	where  lockbox.ReleaseContext
+	sealed []byte
+}
+
+// Verify checks everything that can be checked without the recipient's key.
+// anchor is the charter digest that the recipient was given on a way of its own.
+func (b *Bundle) Verify(anchor Digest) (*Release, error) {
+	if anchor.IsZero() {
+		return nil, errors.New("release: no charter digest given; ask the sender's organisation for the one it published")
+	}
+	v := &verifier{Bundle: b, r: &Release{CharterID: anchor}}
+	for _, step := range []struct {
+		what string
+		do   func() error
+	}{
+		{"charter", v.charter}, {"object", v.object}, {"request", v.request}, {"warrant", v.warrant},
+		{"proof", v.proof}, {"approvals", v.approvals}, {"releases", v.releases},
+	} {
+		if err := step.do(); err != nil {
+			return nil, fmt.Errorf("release: %s: %w", step.what, err)
+		}
+	}
+	return v.r, nil
+}
+
+// A verifier is one run of Verify. Each step relies on those before it.
+type verifier struct {
+	*Bundle
+	r *Release
+}
+
+// read parses a line that must hold a document of type T of this cluster.
+func read[T signoff.Document](v *verifier, line string) (*signoff.Signed, T, error) {
+	var none T
+	s, err := signoff.ReadLine([]byte(line))
+	if err != nil {
+		return nil, none, err
+	}
+	d, ok := s.Doc.(T)
+	if !ok {
+		return nil, none, fmt.Errorf("a %s stands where a %s belongs", s.Doc.Kind(), none.Kind())
+	}
+	if s.Doc.Cluster() != v.r.CharterID {
+		return nil, none, fmt.Errorf("it belongs to charter %s, not to %s", s.Doc.Cluster(), v.r.CharterID)
+	}
+	return s, d, nil
+}
+
+func (v *verifier) charter() error {
+	s, err := signoff.ReadLine([]byte(v.Charter))
+	if err != nil {
+		return err
+	}
+	if s.Digest() != v.r.CharterID {
+		return fmt.Errorf("its digest is %s, the one to trust is %s: do not go on until you know which is right", s.Digest(), v.r.CharterID)
+	}
+	c, ok := s.Doc.(*signoff.Charter)
+	if !ok {
+		return fmt.Errorf("a %s stands where the charter belongs", s.Doc.Kind())
+	}
+	v.r.Charter = c
+	return nil
+}
+
+// person checks that one of the charter's people signed, and returns the
+// person's place in the charter, from 1.
+func (v *verifier) person(s *signoff.Signed, id Digest) (*signoff.Person, uint16, error) {
+	for i := range v.r.Charter.People {
+		if p := &v.r.Charter.People[i]; p.ID() == id {
+			return p, uint16(i + 1), signedBy(s, p.Signing)
+		}
+	}
+	return nil, 0, fmt.Errorf("%s is not a person of the charter", id)
+}
+
+// notary is person for notaries.
+func (v *verifier) notary(s *signoff.Signed, id Digest) (*signoff.Notary, uint16, error) {
+	for i := range v.r.Charter.Notaries {
+		if n := &v.r.Charter.Notaries[i]; n.ID() == id {
+			return n, uint16(i + 1), signedBy(s, n.Signing)
+		}
+	}
+	return nil, 0, fmt.Errorf("%s is not a notary of the charter", id)
+}
+
+func signedBy(s *signoff.Signed, k signoff.PublicKey) error {
+	pub, err := k.Public()
+	if err != nil {
+		return err
+	}
+	return s.Verify(pub)
+}
+
+func (v *verifier) object() error {
+	s, o, err := read[*signoff.Object](v, v.Object)
+	if err != nil {
+		return err
+	}
+	if _, _, err := v.person(s, o.Sealer); err != nil {
+		return err
+	}
+	c := v.r.Charter
+	if o.Lockbox.People.Threshold != c.Threshold || o.Lockbox.Machines.Threshold != c.Quorum() {
+		return fmt.Errorf("lockbox thresholds %d and %d, the charter says %d people and %d notaries",
+			o.Lockbox.People.Threshold, o.Lockbox.Machines.Threshold, c.Threshold, c.Quorum())
+	}
+	v.r.ObjectID, v.r.Object = s.Digest(), o
+	return nil
+}
+
+func (v *verifier) request() error {
+	s, q, err := read[*signoff.Request](v, v.Request)
+	if err != nil {
+		return err
+	}
+	if _, _, err := v.person(s, q.Requester); err != nil {
+		return err
+	}
+	if q.Export == nil {
+		return fmt.Errorf("it asks for %s, not for an export", q.Action)
+	}
+	if q.Export.Object != v.r.ObjectID {
+		return fmt.Errorf("it asks for object %s, the bundle is of %s", q.Export.Object, v.r.ObjectID)
+	}
+	v.r.RequestID, v.r.Request = s.Digest(), q
+	return nil
+}
+
+func (v *verifier) warrant() error {
+	s, w, err := read[*signoff.Warrant](v, v.Warrant)
+	if err != nil {
+		return err
+	}
+	group, err := v.group()
+	if err != nil {
+		return err
+	}
+	if err := s.Verify(group); err != nil {
+		return err
+	}
+	if w.Request != v.r.RequestID || w.Action != v.r.Request.Action {
+		return fmt.Errorf("it is for %s of request %s, the bundle is of %s", w.Action, w.Request, v.r.RequestID)
+	}
+	v.r.WarrantID, v.r.Warrant = s.Digest(), w
+	return nil
+}
+
+// group returns the notaries' joint key: the one that every notary of the
+// charter signed as the outcome of one and the same key generation.
+func (v *verifier) group() (crypto.PublicKey, error) {
+	var first *signoff.Transcript
+	seen := map[Digest]bool{}
+	for _, line := range v.Transcripts {
+		s, t, err := read[*signoff.Transcript](v, line)
+		if err != nil {
+			return nil, err
+		}
+		if _, _, err := v.notary(s, t.Notary); err != nil {
+			return nil, err
+		}
+		if first == nil {
+			first = t
+		}
+		if len(t.Accused) > 0 || t.Attempt != first.Attempt || t.Digest != first.Digest || !slices.Equal(t.Group, first.Group) {
+			return nil, errors.New("the notaries' transcripts do not agree on one group key")
+		}
+		seen[t.Notary] = true
+	}
+	if n := len(v.r.Charter.Notaries); len(seen) != n {
+		return nil, fmt.Errorf("%d notaries vouch for the group key, all %d have to", len(seen), n)
+	}
+	return ed25519.PublicKey(first.Group), nil
+}
+
+func (v *verifier) proof() error {
+	trust, err := v.trust()
+	if err != nil {
+		return err
+	}
+	p, err := proof.ParseProof([]byte(v.Proof))
+	if err != nil {
+		return err
+	}
+	v.r.Log, v.r.Witnesses, err = proof.VerifyLeaf(trust, p, []byte(v.Warrant))
+	return err
+}
+
+// trust is whose signatures make a checkpoint, from the charter and, if the log
+// key was replaced since, from the quorum that replaced it.
+func (v *verifier) trust() (proof.Trust, error) {
+	c := v.r.Charter
+	t := proof.Trust{Origin: c.Name, LogName: c.Name, Quorum: c.Quorum()}
+	logKey := c.Log
+	if v.Recovery != "" {
+		k, err := v.recovery()
+		if err != nil {
+			return t, fmt.Errorf("recovery: %w", err)
+		}
+		logKey = k
+	}
+	var err error
+	if t.LogKey, err = logKey.Ed25519(); err != nil {
+		return t, err
+	}
+	for _, n := range c.Notaries {
+		key, err := n.Witness.Ed25519()
+		if err != nil {
+			return t, err
+		}
+		t.Witnesses = append(t.Witnesses, proof.Witness{Name: n.Name, Key: key})
+	}
+	return t, nil
+}
+
+// recovery returns the log key that a quorum of notaries put in place.
+func (v *verifier) recovery() (signoff.PublicKey, error) {
+	s, x, err := read[*signoff.Recovery](v, v.Recovery)
+	if err != nil {
+		return signoff.PublicKey{}, err
+	}
+	if _, _, err := v.notary(s, s.Hint); err != nil {
+		return signoff.PublicKey{}, err
+	}
+	want, stated := x.Log.Fingerprint(), map[Digest]bool{}
+	for _, line := range x.Positions {
+		s, p, err := read[*signoff.Position](v, line)
+		if err != nil {
+			return signoff.PublicKey{}, err
+		}
+		if _, _, err := v.notary(s, p.Notary); err != nil {
+			return signoff.PublicKey{}, err
+		}
+		if !slices.Equal(p.Answer, want[:]) {
+			return signoff.PublicKey{}, fmt.Errorf("notary %s stated its position for another log key", p.Notary)
+		}
+		stated[p.Notary] = true
+	}
+	if q := v.r.Charter.Quorum(); len(stated) < q {
+		return signoff.PublicKey{}, fmt.Errorf("%d notaries stated their position, want %d", len(stated), q)
+	}
+	return x.Log, nil
+}
+
+// approvals wants every approval that the warrant counts. Others of the same
+// request may stand beside them and serve if a counted share turns out bad.
+func (v *verifier) approvals() error {
+	counted := map[Digest]bool{}
+	for _, d := range v.r.Warrant.Approvals {
+		counted[d] = false
+	}
+	people := map[Digest]bool{}
+	for _, line := range v.Approvals {
+		s, a, err := read[*signoff.Approval](v, line)
+		if err != nil {
+			return err
+		}
+		p, index, err := v.person(s, a.Person)
+		if err != nil {
+			return err
+		}
+		if people[a.Person] {
+			return fmt.Errorf("two by %s", p.Name)
+		}
+		people[a.Person] = true
+		if a.Decision != signoff.Approve || a.Request != v.r.RequestID || a.Rule != v.r.Warrant.Rule {
+			return fmt.Errorf("%s signed %s for request %s under rule %s, the warrant is for %s under %s", p.Name, a.Decision, a.Request, a.Rule, v.r.RequestID, v.r.Warrant.Rule)
+		}
+		share, err := v.share(lockbox.People, index, p.Exchange, a.Shares...)
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.Name, err)
+		}
+		if _, ok := counted[s.Digest()]; ok {
+			counted[s.Digest()] = true
+		}
+		v.r.people, v.r.Approvers = append(v.r.people, share), append(v.r.Approvers, p.Name)
+	}
+	for d, there := range counted {
+		if !there {
+			return fmt.Errorf("approval %s, which the warrant counts, is not in the bundle", d)
+		}
+	}
+	if t := v.r.Charter.Threshold; len(v.r.people) < t {
+		return fmt.Errorf("%d people's shares, it takes %d", len(v.r.people), t)
+	}
+	return nil
+}
+
+func (v *verifier) releases() error {
+	seen := map[Digest]bool{}
+	for _, line := range v.Releases {
+		s, x, err := read[*signoff.Release](v, line)
+		if err != nil {
+			return err
+		}
+		n, index, err := v.notary(s, x.Notary)
+		if err != nil {
+			return err
+		}
+		if seen[x.Notary] {
+			return fmt.Errorf("two by %s", n.Name)
+		}
+		seen[x.Notary] = true
+		if x.Warrant != v.r.WarrantID || !x.Claim.IsZero() {
+			return fmt.Errorf("%s released for warrant %s, the bundle is of %s", n.Name, x.Warrant, v.r.WarrantID)
+		}
+		share, err := v.share(lockbox.Machines, index, n.Exchange, x.Share)
+		if err != nil {
+			return fmt.Errorf("%s: %w", n.Name, err)
+		}
+		v.r.machines = append(v.r.machines, share)
+	}
+	if q := v.r.Charter.Quorum(); len(seen) < q {
+		return fmt.Errorf("%d notaries' shares, it takes %d", len(seen), q)
+	}
+	return nil
+}
+
+// share builds the context of the one share that a holder sealed to the
+// recipient, from verified documents alone.
+func (v *verifier) share(side lockbox.Side, index uint16, holder signoff.PublicKey, shares ...signoff.Share) (sealedShare, error) {
+	to := v.r.Request.Export.RecipientKey.Fingerprint()
+	if len(shares) != 1 {
+		return sealedShare{}, fmt.Errorf("%d shares, want exactly 1", len(shares))
+	}
+	s := shares[0]
+	if s.Object != v.r.ObjectID || s.Recipient != to || s.Index != index {
+		return sealedShare{}, fmt.Errorf("share %d of object %s for %s, want share %d of %s for %s", s.Index, s.Object, s.Recipient, index, v.r.ObjectID, to)
+	}
+	return sealedShare{lockbox.ReleaseContext{
+		Context: lockbox.Context{Charter: v.r.CharterID, Object: v.r.ObjectID, Side: side, Epoch: s.Epoch, Index: index, Holder: holder.Fingerprint()},
+		Request: v.r.RequestID, Recipient: to,
+	}, s.Sealed}, nil
+}
