@@ -1,0 +1,61 @@
+// Dev sets up a whole cluster on one machine and tells its story: `demo` runs
+// the story and ends, `up` leaves the cluster running. Every part is real and
+// runs as its own program, with SoftHSM2 tokens and emulated TPMs in the place
+// of hardware; what is emulated says so. Nothing here is linked into any
+// program of keyturn.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+func main() {
+	if len(os.Args) < 2 || (os.Args[1] != "demo" && os.Args[1] != "up") {
+		fmt.Fprintln(os.Stderr, "usage: dev demo|up --bin DIR --train FILE --dir DIR")
+		os.Exit(2)
+	}
+	f := flag.NewFlagSet(os.Args[1], flag.ExitOnError)
+	bin := f.String("bin", "bin", "directory with keyturn's programs")
+	train := f.String("train", "build/train", "the demo's training program")
+	dir := f.String("dir", "build/demo", "directory to make; it is emptied first")
+	f.Parse(os.Args[2:])
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1], *bin, *train, *dir); err != nil {
+		fmt.Fprintln(os.Stderr, "dev:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, what, bin, train, dir string) error {
+	paths := []*string{&bin, &train, &dir}
+	for _, p := range paths {
+		abs, err := filepath.Abs(*p)
+		if err != nil {
+			return err
+		}
+		*p = abs
+	}
+	s := &stage{bin: bin, train: train, dir: dir, start: time.Now(), pins: map[string]string{}}
+	if err := s.clear(); err != nil {
+		return err
+	}
+	if what == "demo" {
+		defer s.stop()
+	}
+	if err := s.setUp(ctx); err != nil {
+		s.stop()
+		return err
+	}
+	if what == "up" {
+		return s.leave()
+	}
+	return s.tell(ctx)
+}

@@ -1,0 +1,43 @@
+package main
+
+// policy is the demo's: leases are short so that their end can be watched.
+const policy = `version: 1
+leases: {epoch: 2, lease: 10, drainGrace: 2}
+rules:
+  - name: export-weights
+    action: weights.export
+    quorum:
+      organisations: 2
+      all:
+        - atLeast: {k: 1, role: security}
+        - atLeast: {k: 1, role: leadership}
+        - atLeast: {k: 1, roles: [security, research, leadership, safety]}
+    veto: [safety]
+    expiry: 86400
+  - name: launch-training
+    action: training.launch
+    quorum: {atLeast: {k: 3, roles: [security, research, leadership, safety]}}
+    veto: [safety]
+    expiry: 86400
+    uses: 4
+  - name: enrol-node
+    action: node.enrol
+    quorum: {atLeast: {k: 2, roles: [security, research, leadership]}}
+    expiry: 86400
+  - name: retire-node
+    action: node.retire
+    quorum: {atLeast: {k: 1, role: security}}
+    expiry: 86400
+  - name: change-policy
+    action: policy.change
+    quorum: {atLeast: {k: 4, roles: [security, research, leadership, safety]}}
+    expiry: 86400
+  - name: anyone-may-halt
+    action: halt
+    quorum: {atLeast: {k: 1, roles: [security, research, leadership, safety]}}
+    expiry: 3600
+  - name: resume-after-halt
+    action: resume
+    quorum: {atLeast: {k: 3, roles: [security, research, leadership, safety]}}
+    expiry: 86400
+`
