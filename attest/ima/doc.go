@@ -11,8 +11,8 @@
 // In the PCR banks of sha256 and stronger, the kernel extends the bank's own hash of
 // the template data, although the list shows SHA-1 template digests. Kernels before
 // 5.8 extended the SHA-1 digest padded with zeros, which is worth no more than SHA-1:
-// they are refused. Each listed template digest is checked against the template data
-// as well.
+// they are refused. [Parse] checks each listed template digest against the template
+// data; for what a quote proves, the PCR's stronger hash of the same data stands in.
 //
 // A violation (a file that was open for writing while it was measured, or the
 // reverse) has a template digest of zeros in the list and extends ones. Nothing

@@ -40,27 +40,27 @@ func Parse(data []byte) (*List, error) {
 	s := newScanner(data)
 	l.Entries = make([]Entry, 0, len(data)/typicalEntry+1)
 	for {
-		var e Entry
-		more, err := s.next(&e)
+		l.Entries = append(l.Entries, Entry{})
+		more, err := s.next(&l.Entries[len(l.Entries)-1])
 		if err != nil {
 			return nil, err
 		}
 		if !more {
 			break
 		}
-		l.Entries = append(l.Entries, e)
 	}
-	if len(l.Entries) == 0 {
+	if l.Entries = l.Entries[:len(l.Entries)-1]; len(l.Entries) == 0 {
 		return nil, &ListError{Reason: errors.New("the list is empty: it has not even a boot_aggregate")}
 	}
 	return l, nil
 }
 
-// A scanner yields the entries of a list one by one, each checked by itself.
+// A scanner yields the entries of a list one by one.
 type scanner struct {
 	data    []byte
 	off     int
-	entries int // yielded
+	entries int  // yielded
+	proved  bool // by a PCR, through a stronger hash than the listed template digests
 	text    *asciiDecoder
 	decoder
 	buf [20 + imaName + 1]byte
@@ -101,7 +101,7 @@ func (s *scanner) next(e *Entry) (bool, error) {
 		return false, nil
 	}
 	n, err := s.decode(rest, e)
-	if err == nil {
+	if err == nil && !s.proved {
 		err = s.check(e)
 	}
 	if err != nil {
@@ -148,12 +148,13 @@ func (s *scanner) fail(err error) error {
 
 // check compares the listed template digest with the template data.
 func (s *scanner) check(e *Entry) error {
-	if e.Violation {
+	if e.Violation || s.fits(e) {
 		return nil
 	}
-	h := hash{"", len(e.Digest)}
-	if sum := h.sum(e.input(&s.buf)); !bytes.Equal(sum[:h.size], e.Digest) {
-		return fmt.Errorf("template digest %x is not that of the template data, %x", e.Digest, sum[:h.size])
-	}
-	return nil
+	return fmt.Errorf("template digest %x is not that of the template data", e.Digest)
+}
+
+func (s *scanner) fits(e *Entry) bool {
+	sum := hash{size: len(e.Digest)}.sum(e.input(&s.buf))
+	return bytes.Equal(sum[:len(e.Digest)], e.Digest)
 }

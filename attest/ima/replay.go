@@ -58,7 +58,11 @@ func (s *State) Advance(list, quoted []byte) ([]Entry, error) {
 	case bytes.Equal(quoted, s.PCR):
 		return nil, nil
 	}
-	entries, err := prefix(h, s.PCR, list, quoted)
+	n, size, err := prefix(h, s.PCR, list, quoted)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := collect(list[:size], n)
 	if err != nil {
 		return nil, err
 	}
@@ -104,58 +108,67 @@ func (s *State) commit(entries []Entry, quoted []byte) {
 	s.PCR = bytes.Clone(quoted)
 }
 
-// prefix extends entries into PCR 10 until it has the value.
-func prefix(h hash, start, list, value []byte) ([]Entry, error) {
+// prefix extends entries into PCR 10 until it has the value, and returns how many
+// entries and bytes it took. It keeps none of them, so that a list that proves nothing
+// takes no memory.
+func prefix(h hash, start, list, value []byte) (n, size int, err error) {
 	r := &replay{hash: h}
 	at := r.value[PCR][:h.size]
 	copy(at, start)
 	sc := newScanner(list)
-	entries := make([]Entry, 0, len(list)/typicalEntry+1)
+	sc.proved = true
+	var e Entry
 	for {
-		var e Entry
 		more, err := sc.next(&e)
 		if err == nil && more && e.PCR != PCR {
+			sc.entries, sc.off = sc.entries-1, sc.off-e.Size
 			err = sc.fail(fmt.Errorf("it is for PCR %d, which the value of PCR %d does not prove", e.PCR, PCR))
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%w; the %d entries before it do not lead to PCR %d, %x", err, len(entries), PCR, value)
+			return 0, 0, fmt.Errorf("%w; the entries before it do not lead to PCR %d, %x", err, PCR, value)
 		}
 		if !more {
-			return nil, noPrefix(h, start, entries, value, at)
+			return 0, 0, noPrefix(h, start, list, value, at)
 		}
-		r.extend(&e)
-		entries = append(entries, e)
-		if bytes.Equal(at, value) {
-			return entries, nil
+		if r.extend(&e); bytes.Equal(at, value) {
+			return sc.entries, sc.off, nil
 		}
 	}
 }
 
-// noPrefix says what the list leads to instead.
-func noPrefix(h hash, start []byte, entries []Entry, value, at []byte) error {
-	if padded(h, start, entries, value) {
-		return fmt.Errorf("ima: PCR %d is %x, which holds SHA-1 digests padded with zeros: use a kernel of version 5.8 or later", PCR, value)
+// collect returns the n entries of a list that prefix went over.
+func collect(list []byte, n int) ([]Entry, error) {
+	sc := newScanner(list)
+	sc.proved = true
+	entries := make([]Entry, n)
+	for i := range entries {
+		if _, err := sc.next(&entries[i]); err != nil {
+			return nil, fmt.Errorf("ima: the list changed while it was read: %w", err)
+		}
 	}
-	return fmt.Errorf("ima: no prefix of %d entries leads to PCR %d, %x; all of them lead to %x", len(entries), PCR, value, at)
+	return entries, nil
 }
 
-// padded reports whether the value is what kernels before 5.8 made of the list, so
-// that this can be said. It is never accepted.
-func padded(h hash, start []byte, entries []Entry, value []byte) bool {
+// noPrefix says what the list leads to instead. SHA-1 digests padded with zeros, as
+// kernels before 5.8 extended them, are told and never accepted.
+func noPrefix(h hash, start, list, value, at []byte) error {
 	pair := make([]byte, 2*h.size)
 	copy(pair, start)
-	for i := range entries {
+	sc := newScanner(list)
+	sc.proved = true
+	var e Entry
+	for more, err := sc.next(&e); more && err == nil; more, err = sc.next(&e) {
 		clear(pair[h.size:])
-		copy(pair[h.size:], entries[i].Digest)
-		if entries[i].Violation {
+		copy(pair[h.size:], e.Digest)
+		if e.Violation {
 			copy(pair[h.size:], bytes.Repeat([]byte{0xff}, h.size))
 		}
 		next := h.sum(pair)
 		if copy(pair, next[:h.size]); bytes.Equal(pair[:h.size], value) {
-			return true
+			return fmt.Errorf("ima: PCR %d is %x, which holds SHA-1 digests padded with zeros: use a kernel of version 5.8 or later", PCR, value)
 		}
 	}
-	return false
+	return fmt.Errorf("ima: no prefix of %d entries leads to PCR %d, %x; all of them lead to %x", sc.entries, PCR, value, at)
 }
 
 // A replay is the PCRs of one bank while a list is extended into them.
