@@ -41,6 +41,8 @@ type stage struct {
 
 	charter string
 	url     string
+	object  string // id of the sealed weights
+	export  string // digest of the export request
 	steps   []step
 }
 

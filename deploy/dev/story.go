@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 )
 
 // A step is one line of summary.json.
@@ -33,12 +34,73 @@ func (s *stage) tell(ctx context.Context) error {
 		}
 	}
 	if failed > 0 {
-		return fmt.Errorf("%d of %d steps did not come out as expected; see summary.json", failed, len(s.steps))
+		return fmt.Errorf("%d of %d steps did not come out as expected; see %s", failed, len(s.steps), s.path("summary.json"))
 	}
-	s.say("all %d steps came out as expected", len(s.steps))
+	s.say("all %d steps came out as expected; %s", len(s.steps), s.path("summary.json"))
 	return nil
 }
 
-func (s *stage) story(ctx context.Context) error { return nil }
+// note records a step and prints it.
+func (s *stage) note(name, expected, got string, ok bool) {
+	s.steps = append(s.steps, step{name, expected, got, ok})
+	mark := "  ok  "
+	switch {
+	case !ok:
+		mark = " WRONG"
+	case strings.HasPrefix(expected, "refused"):
+		mark = "REFUSED"
+	}
+	s.say("%-7s %s: %s", mark, name, got)
+}
 
-func (s *stage) leave() error { return nil }
+// refused records a step that must fail, with why in the reason given.
+func (s *stage) refused(name string, r result, why string) {
+	got := r.reason()
+	s.note(name, "refused: "+why, got, r.code != 0 && strings.Contains(r.err, why))
+}
+
+// allowed records a step that must succeed, and ends the story if it did not:
+// what follows would mean nothing.
+func (s *stage) allowed(name, got string, r result) error {
+	if r.code != 0 {
+		got = r.reason()
+	}
+	s.note(name, "allowed", got, r.code == 0)
+	if r.code != 0 {
+		return fmt.Errorf("%s: %s", name, r.err)
+	}
+	return nil
+}
+
+func (s *stage) story(ctx context.Context) error {
+	for _, chapter := range []func(context.Context) error{s.sealWeights, s.exportStory, s.vetoStory, s.nodeStory, s.launchStory, s.haltStory, s.auditStory} {
+		if err := chapter(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// decide has a person decide on a request.
+func (s *stage) decide(ctx context.Context, person, decision, request string) result {
+	return s.as(ctx, person, decision+"\n", decision, request, "--reason", "the demo's story")
+}
+
+// approvals has people approve one after the other.
+func (s *stage) approvals(ctx context.Context, request string, people ...string) error {
+	for _, p := range people {
+		if r := s.decide(ctx, p, "approve", request); r.code != 0 {
+			return fmt.Errorf("%s approves: %s", p, r.err)
+		}
+	}
+	return nil
+}
+
+// ask makes a request and returns its digest.
+func (s *stage) ask(ctx context.Context, person, purpose string, args ...string) (string, error) {
+	r := s.as(ctx, person, "", append([]string{"request", args[0], "--purpose", purpose}, args[1:]...)...)
+	if r.code != 0 {
+		return "", fmt.Errorf("%s asks for %s: %s", person, args[0], r.err)
+	}
+	return strings.TrimSpace(r.out), nil
+}
