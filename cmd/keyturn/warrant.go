@@ -4,6 +4,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -43,21 +44,37 @@ func (a *app) writeWarrant(cmd *cobra.Command, name, out string) error {
 func (a *app) awaitWarrant(cmd *cobra.Command, request dsse.Digest) (dsse.Digest, error) {
 	for {
 		var r *authority.Request
-		if err := a.view(func(_ *authority.Authority, s *authority.State) error { r = s.Requests[request]; return nil }); err != nil {
+		var why error
+		if err := a.view(func(_ *authority.Authority, s *authority.State) error {
+			r = s.Requests[request]
+			why = noWarrant(s, r)
+			return nil
+		}); err != nil {
 			return dsse.Digest{}, err
 		}
 		switch {
-		case !r.Warrant.IsZero():
+		case why == nil:
 			return r.Warrant, nil
-		case r.Ended != "":
-			return dsse.Digest{}, fmt.Errorf("request %s has no warrant: %s", request.Short(), r.Ended)
-		case r.Satisfied == nil:
-			return dsse.Digest{}, ui.WithHint(fmt.Errorf("request %s is not satisfied", request.Short()), "keyturn show %s says who is missing", request.Short())
+		case r.Satisfied == nil || r.Ended != "":
+			return dsse.Digest{}, why
 		}
 		if err := a.sync(cmd.Context(), a.seen.Size+1); err != nil {
 			return dsse.Digest{}, err
 		}
 	}
+}
+
+// noWarrant says why a request has no warrant, nil if it has one.
+func noWarrant(s *authority.State, r *authority.Request) error {
+	switch {
+	case !r.Warrant.IsZero():
+		return nil
+	case r.Ended != "":
+		return fmt.Errorf("request %s has no warrant and will have none: %s", r.ID.Short(), r.Ended)
+	case r.Satisfied == nil:
+		return ui.WithHint(fmt.Errorf("request %s is not satisfied: %s", r.ID.Short(), strings.Join(missingFor(s, r), "; ")), "keyturn show %s says who signed and who is missing", r.ID.Short())
+	}
+	return ui.WithHint(fmt.Errorf("request %s is satisfied, but the notaries have not signed its warrant yet", r.ID.Short()), "a quorum of notaries must be running; see keyturn status")
 }
 
 // lineOf finds the entry that holds a document, among those folded.

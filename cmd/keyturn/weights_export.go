@@ -99,7 +99,7 @@ func (x *exporting) find(name string) error {
 		case x.request.Doc.Export == nil:
 			return fmt.Errorf("request %s is for %s, not for an export", id.Short(), x.request.Doc.Action)
 		case x.request.Warrant.IsZero():
-			return ui.WithHint(fmt.Errorf("request %s has no warrant in the final log; nothing leaves", id.Short()), "keyturn show %s says what is missing", id.Short())
+			return noWarrant(s, x.request)
 		case x.request.Doc.Requester != me.ID():
 			return fmt.Errorf("request %s is %s's; whoever asked exports and signs the receipt", id.Short(), personName(s, x.request.Doc.Requester))
 		}
