@@ -255,7 +255,7 @@ func (c *Cluster) StartCoordinator() {
 	srv := &http.Server{Handler: co.Handler(), ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug)}
 	done := make(chan struct{})
 	go func() { defer close(done); co.Run(ctx) }()
-	l := tls.NewListener(c.listener, &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{selfSigned(c.T, c.TLS)}})
+	l := tls.NewListener(c.listener, co.TLS(selfSigned(c.T, c.TLS)))
 	go srv.Serve(l)
 	c.listener = nil
 	c.stop = func() {
