@@ -398,3 +398,22 @@ func TestAttackUKISections(t *testing.T) {
 		}
 	}
 }
+
+// TestLeftOut: known events that are missing from the log are named, not accepted.
+func TestLeftOut(t *testing.T) {
+	data, quoted := localBoot(t, "uki-systemd-stub")
+	l := mustParse(t, data)
+	b, err := l.bank("sha256")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{"enter-initrd", "leave-initrd"} {
+		digest := SHA256.sum([]byte(text))
+		next := SHA256.sum(slices.Concat(quoted[11], digest[:b.size]))
+		quoted[11] = bytes.Clone(next[:b.size])
+	}
+	unexplained(t, data, quoted, 11)
+	if err := l.Explain("sha256", quoted); !strings.Contains(err.Error(), `["enter-initrd" "leave-initrd"]`) {
+		t.Errorf("got %v", err)
+	}
+}

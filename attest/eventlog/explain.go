@@ -74,31 +74,34 @@ func (l *Log) explain(b bank, quoted map[int][]byte) error {
 func (l *Log) difference(b bank, s *state, pcr int, quoted []byte) string {
 	n := s.extended[pcr]
 	got := s.value[pcr][:b.size]
+	if more := b.unlogged(pcr, got, quoted); more != nil {
+		return fmt.Sprintf("it is %x, which the log leads to only with events that it leaves out: %q", quoted, more)
+	}
 	switch {
 	case n == 0:
 		return fmt.Sprintf("it is %x and the log has no event for it", quoted)
 	case len(bytes.Trim(quoted, "\x00")) == 0:
 		return fmt.Sprintf("it is all zeros and the log has %d events for it", n)
-	case pcr == 5 && b.exitsBootServices(got, quoted):
-		return fmt.Sprintf("it is %x, which the log leads to only with two ExitBootServices events that the firmware extended and did not log", quoted)
 	}
 	return fmt.Sprintf("it is %x, the log's %d events lead to %x", quoted, n, got)
 }
 
-// The texts that firmware extends into PCR 5 when the kernel takes over (PFP
-// 3.3.4.6).
-const (
-	exitInvoked  = "Exit Boot Services Invocation"
-	exitReturned = "Exit Boot Services Returned with Success"
-)
+// leftOut are texts known to be extended without being in this log: by firmware when
+// the kernel takes over (PFP 3.3.4.6), and by systemd, which keeps a log of its own.
+var leftOut = map[int][]string{
+	5:  {"Exit Boot Services Invocation", "Exit Boot Services Returned with Success"},
+	11: {"enter-initrd", "leave-initrd", "sysinit", "ready"},
+}
 
-// exitsBootServices reports whether two events that some firmware leaves out of its
-// log would make up the difference. It is said, not accepted.
-func (b bank) exitsBootServices(got, quoted []byte) bool {
-	for _, text := range []string{exitInvoked, exitReturned} {
+// unlogged returns the known texts that would make up the difference, nil if none do.
+// They are told, so that a person knows what to do, and never accepted.
+func (b bank) unlogged(pcr int, got, quoted []byte) []string {
+	for i, text := range leftOut[pcr] {
 		digest := b.alg.sum([]byte(text))
 		next := b.alg.sum(slices.Concat(got, digest[:b.size]))
-		got = next[:b.size]
+		if got = next[:b.size]; bytes.Equal(got, quoted) {
+			return leftOut[pcr][:i+1]
+		}
 	}
-	return bytes.Equal(got, quoted)
+	return nil
 }
