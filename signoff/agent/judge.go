@@ -1,0 +1,145 @@
+package agent
+
+import (
+	"crypto"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/authority"
+	"github.com/keyturn/keyturn/signoff/lockbox"
+)
+
+// A plan is what the log says of one use that may be taken now. It holds
+// records of the state, which are replaced and never changed.
+type plan struct {
+	warrant *authority.Warrant
+	request *authority.Request
+	launch  *signoff.Launch
+	objects []*authority.Object
+	sealers map[Digest]crypto.PublicKey // by object
+	people  map[Digest][]sealedShare    // by object
+	use     int
+}
+
+// A sealedShare is a share on its way here, with the context that the log gives.
+type sealedShare struct {
+	where  lockbox.ReleaseContext
+	sealed []byte
+}
+
+// errNotYet means that the next epoch may bring what is missing.
+var errNotYet = errors.New("not yet")
+
+// judge says what a use of the warrant would be, or why there can be none. It
+// relies on nothing but the agent's own fold of the final log; a lease that is
+// only late gives errNotYet. The caller holds mu.
+func (a *Agent) judge(s *authority.State, warrant, executable Digest) (*plan, error) {
+	if !a.enrolled {
+		return nil, errors.New("agent: this node is not enrolled")
+	}
+	w, r, err := s.Live(warrant, a.id)
+	if err != nil {
+		return nil, fmt.Errorf("agent: %w", err)
+	}
+	p := &plan{warrant: w, request: r, launch: r.Doc.Launch, use: w.Used + 1}
+	switch {
+	case p.launch == nil:
+		return nil, fmt.Errorf("agent: warrant %s is for a %s, not for a launch", warrant.Short(), r.Doc.Action)
+	case !slices.Contains(p.launch.Pool, a.id):
+		return nil, fmt.Errorf("agent: this node is not in the pool of warrant %s", warrant.Short())
+	case w.Used >= w.Doc.Uses:
+		return nil, fmt.Errorf("agent: all %d uses of warrant %s are taken", w.Doc.Uses, warrant.Short())
+	case executable != p.launch.Executable:
+		return nil, fmt.Errorf("agent: the executable given has digest %s, people approved %s", executable, p.launch.Executable)
+	}
+	if err := a.halted(s, r.ID); err != nil {
+		return nil, fmt.Errorf("agent: %w", err)
+	}
+	if err := p.gather(s, a.id); err != nil {
+		return nil, fmt.Errorf("agent: warrant %s: %w", warrant.Short(), err)
+	}
+	if err := a.mayStart(s, warrant); err != nil {
+		return nil, fmt.Errorf("agent: %w: %w", errNotYet, err)
+	}
+	return p, nil
+}
+
+// gather collects the shares that the counted approvals carry to this node.
+// Each counted approval must have one for each object: the notaries' word that
+// people approved is not enough.
+func (p *plan) gather(s *authority.State, node Digest) error {
+	p.people, p.sealers = map[Digest][]sealedShare{}, map[Digest]crypto.PublicKey{}
+	to := s.Nodes[node].StorageFingerprint()
+	for _, id := range p.launch.Objects {
+		o, ok := s.Objects[id]
+		if !ok {
+			return fmt.Errorf("object %s is not in the log", id)
+		}
+		sealer, _, ok := s.Person(o.Doc.Sealer)
+		if !ok {
+			return fmt.Errorf("object %s was sealed by %s, who is not in the charter", id, o.Doc.Sealer)
+		}
+		pub, err := sealer.Signing.Public()
+		if err != nil {
+			return err
+		}
+		p.objects, p.sealers[id] = append(p.objects, o), pub
+	}
+	people := map[Digest]bool{}
+	for _, id := range p.warrant.Doc.Approvals {
+		i := slices.IndexFunc(p.request.Votes, func(v authority.Vote) bool { return v.Approval == id })
+		if i < 0 {
+			return fmt.Errorf("approval %s, which it counts, does not stand in the log", id)
+		}
+		doc := p.request.Votes[i].Doc
+		if doc.Decision != signoff.Approve || people[doc.Person] {
+			return fmt.Errorf("document %s, which it counts, is no approval of one more person", id)
+		}
+		people[doc.Person] = true
+		if err := p.take(s, doc, to); err != nil {
+			return err
+		}
+	}
+	if len(people) < s.Charter.Threshold {
+		return fmt.Errorf("it counts %d people, an object takes %d", len(people), s.Charter.Threshold)
+	}
+	return nil
+}
+
+// take finds one approval's shares for this node.
+func (p *plan) take(s *authority.State, doc *signoff.Approval, to Digest) error {
+	person, index, ok := s.Person(doc.Person)
+	if !ok {
+		return fmt.Errorf("%s is not a person of the charter", doc.Person)
+	}
+	for _, o := range p.objects {
+		i := slices.IndexFunc(doc.Shares, func(sh signoff.Share) bool { return sh.Object == o.ID && sh.Recipient == to })
+		if i < 0 {
+			return fmt.Errorf("%s's approval carries no share of object %s for this node", person.Name, o.ID.Short())
+		}
+		sh := doc.Shares[i]
+		p.people[o.ID] = append(p.people[o.ID], sealedShare{lockbox.ReleaseContext{
+			Context: lockbox.Context{Charter: s.ID, Object: o.ID, Side: lockbox.People, Epoch: sh.Epoch, Index: index, Holder: person.Exchange.Fingerprint()},
+			Request: p.request.ID, Recipient: to,
+		}, sh.Sealed})
+	}
+	return nil
+}
+
+// released collects the notaries' shares that answer a claim.
+func (p *plan) released(s *authority.State, claim, fresh Digest) map[Digest][]sealedShare {
+	out := map[Digest][]sealedShare{}
+	for _, r := range s.Releases[claim] {
+		n, index, ok := s.Notary(r.Notary)
+		if !ok || r.Share.Recipient != fresh {
+			continue
+		}
+		out[r.Share.Object] = append(out[r.Share.Object], sealedShare{lockbox.ReleaseContext{
+			Context: lockbox.Context{Charter: s.ID, Object: r.Share.Object, Side: lockbox.Machines, Epoch: r.Share.Epoch, Index: index, Holder: n.Exchange.Fingerprint()},
+			Request: p.request.ID, Recipient: fresh,
+		}, r.Share.Sealed})
+	}
+	return out
+}
