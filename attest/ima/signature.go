@@ -1,6 +1,7 @@
 package ima
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -45,6 +46,9 @@ func ParseKeyring(data []byte) (*Keyring, error) {
 	for len(keys) <= maxKeys {
 		block, rest := pem.Decode(data)
 		if block == nil {
+			if bytes.Contains(data, []byte("-----BEGIN")) {
+				return nil, fmt.Errorf("ima: key %d: a malformed PEM block", len(keys))
+			}
 			break
 		}
 		data = rest

@@ -160,6 +160,9 @@ func TestKeyring(t *testing.T) {
 			t.Errorf("%s: accepted", what)
 		}
 	}
+	if _, err := ParseKeyring(append(text, "-----BEGIN PUBLIC KEY-----\nAAAA\n"...)); err == nil {
+		t.Error("a key that is cut off was passed over")
+	}
 	for _, text := range []string{"", "x", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"} {
 		if _, err := ParseKeyring([]byte(text)); err == nil {
 			t.Errorf("%q: accepted", text)
