@@ -58,6 +58,7 @@ log but not yet final.`,
 		approveCmd(a), rejectCmd(a), withdrawCmd(a), submitCmd(a), carryCmd(a),
 		haltCmd(a), warrantCmd(a), paeCmd(a), manCmd(root), configHelp(),
 		weightsCmd(a),
+		runCmd(a), nodeCmd(a),
 	)
 	for _, c := range root.Commands() {
 		strictArgs(c)

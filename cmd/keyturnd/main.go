@@ -154,7 +154,7 @@ func (s *server) serve(ctx context.Context, co *coordinator.Coordinator, conf *c
 		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug)}
 	done := make(chan error, 1)
 	go func() {
-		done <- srv.Serve(tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}}))
+		done <- srv.Serve(tls.NewListener(l, co.TLS(cert)))
 	}()
 	s.logger.Info("serving", "address", l.Addr().String())
 	ran := make(chan error, 1)

@@ -93,10 +93,8 @@ func New(ctx context.Context, cfg Config) (*Agent, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	a := &Agent{cfg: cfg, store: store{cfg.Dir}, halts: map[Digest]*signoff.Signed{}, runs: map[*use]bool{},
-		changed: make(chan struct{}), proving: proving{sent: map[string]sending{}}}
-	var err error
-	if a.boot, err = cfg.Charter.BootPolicy.P256(); err != nil {
+	a, err := identify(ctx, cfg)
+	if err != nil {
 		return nil, err
 	}
 	for _, text := range cfg.Charter.References {
@@ -105,9 +103,6 @@ func New(ctx context.Context, cfg Config) (*Agent, error) {
 			return nil, err
 		}
 		a.refs = append(a.refs, set)
-	}
-	if err := a.loadIdentity(ctx); err != nil {
-		return nil, err
 	}
 	if err := a.connect(); err != nil {
 		return nil, err
@@ -121,17 +116,46 @@ func New(ctx context.Context, cfg Config) (*Agent, error) {
 	return a, a.adopt()
 }
 
+// Provision loads the node's identity, or makes it, and returns its enrolment
+// without doing anything else. Of cfg it needs charter, TPM and directory.
+func Provision(ctx context.Context, cfg Config) (enrolment []byte, node Digest, err error) {
+	if err := cfg.checkAnchor(); err != nil {
+		return nil, node, err
+	}
+	a, err := identify(ctx, cfg)
+	if err != nil {
+		return nil, node, err
+	}
+	return a.enrol, a.id, nil
+}
+
+// identify makes an agent with its identity and nothing more.
+func identify(ctx context.Context, cfg Config) (*Agent, error) {
+	a := &Agent{cfg: cfg, store: store{cfg.Dir}, halts: map[Digest]*signoff.Signed{}, runs: map[*use]bool{},
+		changed: make(chan struct{}), proving: proving{sent: map[string]sending{}}}
+	var err error
+	if a.boot, err = cfg.Charter.BootPolicy.P256(); err != nil {
+		return nil, err
+	}
+	return a, a.loadIdentity(ctx)
+}
+
 func (c Config) check() error {
-	switch {
-	case c.Charter == nil || c.TPM == nil || c.Gate == nil || c.Log == nil:
-		return errors.New("agent: configuration lacks the charter, TPM, gate or logger")
-	case c.Dir == "" || c.EventLog == "":
-		return errors.New("agent: configuration lacks the directory or the event log; name both")
-	case c.Charter.BootPolicy == nil:
-		return errors.New("agent: the charter names no boot policy key, so no node can enrol")
+	if c.Gate == nil || c.Log == nil || c.EventLog == "" {
+		return errors.New("agent: configuration lacks the gate, the logger or the event log")
 	}
 	if _, err := boottime(); err != nil {
 		return err
+	}
+	return c.checkAnchor()
+}
+
+func (c Config) checkAnchor() error {
+	switch {
+	case c.Charter == nil || c.TPM == nil || c.Dir == "":
+		return errors.New("agent: configuration lacks the charter, the TPM or the directory")
+	case c.Charter.BootPolicy == nil:
+		return errors.New("agent: the charter names no boot policy key, so no node can enrol")
 	}
 	payload, err := signoff.Write(c.Charter)
 	if err != nil {

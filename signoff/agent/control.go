@@ -42,6 +42,7 @@ type Event struct {
 	Text   string  `json:"text,omitempty"`
 	Claim  Digest  `json:"claim,omitzero"`
 	Use    int     `json:"use,omitzero"`
+	Code   int     `json:"code,omitzero"`    // of ended: the exit status, -1 for a signal or no start
 	Output []byte  `json:"output,omitempty"` // of the run, both streams
 	Status *Status `json:"status,omitempty"`
 }
@@ -58,6 +59,7 @@ const (
 	EventThawed   = "thawed"
 	EventDraining = "draining"
 	EventEnded    = "ended"
+	EventStatus   = "status"
 	EventDone     = "done"    // it was done
 	EventRefused  = "refused" // it was not, or not to its end; Text says why
 )
@@ -179,7 +181,7 @@ func (a *Agent) perform(ctx, asked context.Context, c Command, tell func(Event))
 		_, err := a.Halt([]byte(c.Line))
 		return err
 	case OpStatus:
-		tell(Event{Event: OpStatus, Status: a.Status()})
+		tell(Event{Event: EventStatus, Status: a.Status()})
 		return nil
 	}
 	return fmt.Errorf("agent: command %.40q; there are run, halt and status", c.Op)

@@ -47,9 +47,12 @@ func (a *Agent) launch(ctx, asked context.Context, warrant Digest, path string, 
 	defer a.forget(u)
 	defer closeAll(inputs)
 	exit, written, err := a.execute(ctx, u, p, executable, inputs, tell)
-	detail := account(exit, written, err)
+	detail, code := account(exit, written, err), -1
 	a.receipt(ctx, u, signoff.EventEnded, detail, written)
-	tell(Event{Event: EventEnded, Claim: u.claim, Text: detail})
+	if exit != nil {
+		code = exit.Code
+	}
+	tell(Event{Event: EventEnded, Claim: u.claim, Text: detail, Code: code})
 	return err
 }
 

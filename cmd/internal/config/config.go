@@ -86,6 +86,9 @@ type Agent struct {
 	Objects []string `mapstructure:"objects"`
 	// Socket is where the agent listens for commands on the node.
 	Socket string `mapstructure:"socket"`
+	// Cgroup is the group below the cgroup v2 mount in which runs live;
+	// keyturn if empty. Two agents on one machine need two.
+	Cgroup string `mapstructure:"cgroup"`
 }
 
 // Load reads the YAML file at path into v, a pointer to one of the structs

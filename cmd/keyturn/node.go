@@ -1,0 +1,442 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyturn/keyturn/attest"
+	"github.com/keyturn/keyturn/cmd/internal/ui"
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/agent"
+	"github.com/keyturn/keyturn/signoff/authority"
+	"github.com/keyturn/keyturn/signoff/dsse"
+)
+
+// agentSocket is where an agent listens unless its configuration says other.
+const agentSocket = "/run/keyturn/agent.sock"
+
+func runCmd(a *app) *cobra.Command {
+	var executable, socket string
+	cmd := &cobra.Command{
+		Use: "run WARRANT", Short: "have this node's agent take one use of a launch warrant", Args: cobra.ExactArgs(1),
+		Long: `Run asks the agent of this node to take one use of the warrant with the given
+executable, and shows what the run writes. The agent judges everything itself.
+Interrupted before the use is claimed, it is not taken; after that the run goes
+on without you.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			warrant, err := dsse.ParseDigest(args[0])
+			if err != nil {
+				return usage(err)
+			}
+			path, err := filepath.Abs(executable)
+			if err != nil {
+				return err
+			}
+			c, err := a.agent(socket)
+			if err != nil {
+				return err
+			}
+			return a.watchRun(cmd.Context(), c, warrant, path)
+		}}
+	cmd.Flags().StringVar(&executable, "executable", "", "file of the approved executable")
+	cmd.Flags().StringVar(&socket, "socket", agentSocket, "control socket of the agent")
+	return require(cmd, "executable")
+}
+
+func (a *app) agent(socket string) (*agent.Client, error) {
+	c, err := agent.Dial(socket)
+	if err != nil {
+		return nil, ui.WithHint(err, "is keyturn-agent running here, and may you open %s?", socket)
+	}
+	return c, nil
+}
+
+// A runView is the answer of run.
+type runView struct {
+	Claim dsse.Digest `json:"claim"`
+	Use   int         `json:"use"`
+	Code  int         `json:"code"`
+	Ended string      `json:"ended"`
+}
+
+// watchRun shows a run. With --json its output goes to standard error.
+func (a *app) watchRun(ctx context.Context, c *agent.Client, warrant dsse.Digest, executable string) error {
+	var v runView
+	out := a.Out
+	if a.JSON {
+		out = a.Err
+	}
+	err := c.Run(ctx, warrant, executable, func(e agent.Event) {
+		switch e.Event {
+		case agent.EventOutput:
+			out.Write(e.Output)
+			return
+		case agent.EventClaimed:
+			v.Claim, v.Use = e.Claim, e.Use
+		case agent.EventEnded:
+			v.Ended, v.Code = e.Text, e.Code
+		}
+		a.Note("%s", eventText(e))
+	})
+	if err != nil {
+		return ui.WithHint(err, "keyturn node status --socket says how the agent stands; keyturn node explain NODE says why it has no lease")
+	}
+	if err := a.Answer(v, func(io.Writer) {}); err != nil {
+		return err
+	}
+	if v.Code != 0 {
+		return fmt.Errorf("the run ended with status %d", v.Code)
+	}
+	return nil
+}
+
+func eventText(e agent.Event) string {
+	switch e.Event {
+	case agent.EventClaimed:
+		return fmt.Sprintf("claimed use %d: %s", e.Use, e.Claim)
+	case agent.EventOpened:
+		return "people's and notaries' shares opened"
+	}
+	if e.Text == "" {
+		return e.Event
+	}
+	return e.Event + ": " + e.Text
+}
+
+func nodeCmd(a *app) *cobra.Command {
+	cmd := &cobra.Command{Use: "node", Short: "look at nodes, and reach the agent of this one"}
+	cmd.AddCommand(nodeStatusCmd(a), nodeExplainCmd(a), nodeHaltCmd(a))
+	return cmd
+}
+
+func nodeHaltCmd(a *app) *cobra.Command {
+	var socket string
+	cmd := &cobra.Command{Use: "halt FILE", Short: "give a signed halt to this node's agent by hand", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			line, err := os.ReadFile(args[0])
+			if err != nil {
+				return err
+			}
+			c, err := a.agent(socket)
+			if err != nil {
+				return err
+			}
+			if err := c.Halt(cmd.Context(), line); err != nil {
+				return err
+			}
+			a.Note("the agent obeys %s; it stands until a final resume names it", args[0])
+			return nil
+		}}
+	cmd.Flags().StringVar(&socket, "socket", agentSocket, "control socket of the agent")
+	return cmd
+}
+
+// A nodeReport is a node as the log has it.
+type nodeReport struct {
+	Node     dsse.Digest   `json:"node"`
+	Name     string        `json:"name"`
+	Retired  bool          `json:"retired"`
+	Emulated bool          `json:"emulated"` // the TPM is a program: nothing is proved by it
+	Epoch    uint64        `json:"epoch"`
+	Verdict  string        `json:"verdict"` // pass or fail; empty before the first epoch
+	Reason   string        `json:"reason"`
+	Remedy   string        `json:"remedy"`
+	Warrants []dsse.Digest `json:"warrants"` // launches it may start or go on with
+	Halted   bool          `json:"halted"`   // as a whole
+}
+
+func reportNode(s *authority.State, n *authority.Node) nodeReport {
+	v := nodeReport{Node: n.ID, Name: n.Name, Retired: n.Retired, Emulated: n.Keys.Emulated, Warrants: []dsse.Digest{}}
+	_, v.Halted = s.Halted(dsse.Digest{}, n.ID)
+	if l, _, ok := s.Epoch.Lease(n.ID); ok {
+		v.Epoch, v.Verdict, v.Reason, v.Remedy = l.Epoch, l.Verdict, l.Reason, l.Remedy
+		for _, w := range l.Warrants {
+			v.Warrants = append(v.Warrants, w.Warrant)
+		}
+	}
+	return v
+}
+
+func nodeStatusCmd(a *app) *cobra.Command {
+	var socket string
+	cmd := &cobra.Command{Use: "status [NODE]", Short: "say which nodes the last epoch gave a lease", Args: cobra.MaximumNArgs(1),
+		Long: `Status reads the log. With --socket it asks the agent of this node instead,
+which knows its own lease, halts and runs.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if socket != "" {
+				return a.agentStatus(cmd.Context(), socket)
+			}
+			if err := a.sync(cmd.Context(), 1); err != nil {
+				return err
+			}
+			views := []nodeReport{}
+			if err := a.view(func(_ *authority.Authority, s *authority.State) error {
+				for _, n := range s.Nodes {
+					if len(args) == 0 || n.Name == args[0] || n.ID.String() == args[0] {
+						views = append(views, reportNode(s, n))
+					}
+				}
+				return nil
+			}); err != nil {
+				return err
+			}
+			if len(views) == 0 && len(args) > 0 {
+				return fmt.Errorf("no node named %q is enrolled", args[0])
+			}
+			slices.SortFunc(views, func(x, y nodeReport) int { return slices.Compare([]byte(x.Name), []byte(y.Name)) })
+			return a.Answer(views, func(w io.Writer) { nodeTable(w, views) })
+		}}
+	cmd.Flags().StringVar(&socket, "socket", "", "ask the agent at this control socket")
+	return cmd
+}
+
+func nodeTable(w io.Writer, views []nodeReport) {
+	rows := [][]string{{"NODE", "ID", "EPOCH", "VERDICT", "RUNS", "WHY"}}
+	for _, v := range views {
+		verdict := v.Verdict
+		switch {
+		case v.Retired:
+			verdict = "retired"
+		case verdict == "":
+			verdict = "no epoch yet"
+		}
+		if v.Halted {
+			verdict += ", halted"
+		}
+		if v.Emulated {
+			verdict += " (emulated TPM)"
+		}
+		rows = append(rows, []string{v.Name, v.Node.Short(), fmt.Sprint(v.Epoch), verdict, fmt.Sprint(len(v.Warrants)), v.Reason})
+	}
+	ui.Table(w, rows)
+}
+
+func (a *app) agentStatus(ctx context.Context, socket string) error {
+	c, err := a.agent(socket)
+	if err != nil {
+		return err
+	}
+	s, err := c.Status(ctx)
+	if err != nil {
+		return err
+	}
+	return a.Answer(s, func(w io.Writer) { agentText(w, s) })
+}
+
+func agentText(w io.Writer, s *agent.Status) {
+	fmt.Fprintf(w, "node      %s %s\n", s.Name, s.Node)
+	if s.Emulated {
+		fmt.Fprintln(w, "TPM       emulated: it proves nothing")
+	}
+	fmt.Fprintf(w, "log       %d entries final, time %s\n", s.Size, time.Unix(s.Time, 0).UTC().Format(time.RFC3339))
+	if s.Lease > 0 {
+		fmt.Fprintf(w, "lease     epoch %d, %d s left, %d warrants live\n", s.Epoch, s.Lease, len(s.Live))
+	} else {
+		fmt.Fprintf(w, "lease     %s\n", s.NoLease)
+	}
+	for _, h := range s.Halts {
+		where := "told to this agent, not in the log yet"
+		if h.Logged {
+			where = "in the log"
+		}
+		fmt.Fprintf(w, "halt      %s, %s\n", h.Halt, where)
+	}
+	for _, r := range s.Runs {
+		fmt.Fprintf(w, "run       %s, use %d of warrant %s: %s\n", r.Claim, r.Use, r.Warrant.Short(), r.State)
+	}
+}
+
+// A nodeExplanation is what a person needs to act on a verdict.
+type nodeExplanation struct {
+	nodeReport
+	Seen    uint64      `json:"seen"` // size of the log that the evidence answers
+	Log     int         `json:"log"`  // bytes of the firmware's event log
+	PCRs    []pcrView   `json:"pcrs"`
+	Against []string    `json:"against"` // reference sets that count now
+	Since   dsse.Digest `json:"since"`   // evidence compared with; zero for none
+}
+
+// A pcrView is one register: what was measured, what is expected, what it was.
+type pcrView struct {
+	PCR      int      `json:"pcr"`
+	Measured string   `json:"measured"`
+	Expected []string `json:"expected"` // empty: no set judges it
+	Before   string   `json:"before,omitempty"`
+	Word     string   `json:"word"` // as expected, not expected, not judged, changed
+}
+
+func nodeExplainCmd(a *app) *cobra.Command {
+	return &cobra.Command{Use: "explain NODE", Short: "say what a node measured, what was expected and what changed", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := a.sync(cmd.Context(), 1); err != nil {
+				return err
+			}
+			x, err := a.explain(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return a.Answer(x, func(w io.Writer) { explainText(w, x) })
+		}}
+}
+
+func (a *app) explain(ctx context.Context, name string) (*nodeExplanation, error) {
+	x := &nodeExplanation{PCRs: []pcrView{}, Against: []string{}}
+	var sets []*attest.ReferenceSet
+	if err := a.view(func(_ *authority.Authority, s *authority.State) error {
+		n, ok := s.NodeNamed(name)
+		if id, err := dsse.ParseDigest(name); err == nil {
+			n, ok = s.Nodes[id]
+		}
+		if !ok {
+			return fmt.Errorf("no node named %q is enrolled", name)
+		}
+		x.nodeReport = reportNode(s, n)
+		var err error
+		sets, err = currentSets(s)
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	for _, r := range sets {
+		x.Against = append(x.Against, fmt.Sprintf("%s version %d", r.Name, r.Version))
+	}
+	given, err := a.evidenceOf(ctx, x.Node, 2)
+	if err != nil || len(given) == 0 {
+		return x, err
+	}
+	var before map[int]attest.Digest
+	if len(given) > 1 {
+		before, x.Since = given[1].presented.Evidence.PCRs, given[1].blob
+	}
+	now := given[0].presented
+	x.Seen, x.Log = now.Seen.Size, len(now.Evidence.EventLog)
+	x.PCRs = comparePCRs(now.Evidence.PCRs, before, sets)
+	return x, nil
+}
+
+func currentSets(s *authority.State) ([]*attest.ReferenceSet, error) {
+	var sets []*attest.ReferenceSet
+	for _, text := range s.Charter.References {
+		r, err := attest.ParseReferenceSet([]byte(text))
+		if err != nil {
+			return nil, err
+		}
+		sets = append(sets, r)
+	}
+	return attest.Current(sets, s.Time), nil
+}
+
+type given struct {
+	blob      dsse.Digest
+	presented *authority.Presented
+}
+
+// evidenceOf finds the node's newest evidence in the epochs of the log.
+func (a *app) evidenceOf(ctx context.Context, node dsse.Digest, most int) ([]given, error) {
+	var out []given
+	for _, line := range slices.Backward(a.leaves) {
+		if len(out) == most {
+			break
+		}
+		doc, err := signoff.ReadLine(line)
+		if err != nil {
+			continue // a void entry
+		}
+		e, ok := doc.Doc.(*signoff.Epoch)
+		if !ok {
+			continue
+		}
+		for _, d := range e.Evidence {
+			b, err := a.follower.Source().Blob(ctx, d)
+			if errors.Is(err, authority.ErrMissingBlob) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			p, err := authority.ParsePresented(b)
+			if err == nil && dsse.Digest(p.Evidence.Node) == node {
+				out = append(out, given{d, p})
+			}
+		}
+	}
+	return out, nil
+}
+
+func comparePCRs(now, before map[int]attest.Digest, sets []*attest.ReferenceSet) []pcrView {
+	var out []pcrView
+	for _, pcr := range slices.Sorted(maps.Keys(now)) {
+		v := pcrView{PCR: pcr, Measured: now[pcr].String(), Expected: []string{}, Word: "not judged"}
+		for _, set := range sets {
+			for _, d := range set.PCRs[pcr] {
+				v.Expected = append(v.Expected, d.String())
+			}
+		}
+		if len(v.Expected) > 0 {
+			v.Word = "not expected"
+			if slices.Contains(v.Expected, v.Measured) {
+				v.Word = "as expected"
+			}
+		}
+		if old, ok := before[pcr]; ok && old != now[pcr] {
+			v.Before = old.String()
+			v.Word += ", changed"
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+func explainText(w io.Writer, x *nodeExplanation) {
+	fmt.Fprintf(w, "node      %s %s\n", x.Name, x.Node)
+	verdict := x.Verdict
+	if verdict == "" {
+		verdict = "no epoch has looked at it yet"
+	}
+	if x.Emulated {
+		verdict += " (emulated TPM: it proves nothing)"
+	}
+	fmt.Fprintf(w, "epoch     %d: %s\nwhy       %s\n", x.Epoch, verdict, x.Reason)
+	if x.Remedy != "" {
+		fmt.Fprintf(w, "do        %s\n", x.Remedy)
+	}
+	for _, r := range x.Against {
+		fmt.Fprintf(w, "against   %s\n", r)
+	}
+	if len(x.PCRs) == 0 {
+		fmt.Fprintln(w, "evidence  none in the log")
+		return
+	}
+	fmt.Fprintf(w, "evidence  answers the log at %d entries; event log of %d bytes\n\n", x.Seen, x.Log)
+	rows := [][]string{{"PCR", "MEASURED", "WORD", "EXPECTED OR BEFORE"}}
+	for _, p := range x.PCRs {
+		rows = append(rows, []string{fmt.Sprint(p.PCR), short(p.Measured), p.Word, pcrContext(p)})
+	}
+	ui.Table(w, rows)
+}
+
+// pcrContext names the other values that matter to a register.
+func pcrContext(p pcrView) string {
+	var out string
+	if !slices.Contains(p.Expected, p.Measured) {
+		for _, e := range p.Expected {
+			out += short(e) + " "
+		}
+	}
+	if p.Before != "" {
+		out += "before: " + short(p.Before)
+	}
+	return out
+}
+
+// short is enough of a digest to tell two apart on a screen.
+func short(d string) string { return d[:min(len(d), len("sha256:")+12)] }
