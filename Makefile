@@ -2,7 +2,7 @@
 # Both install what they need and say so. See README.md.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: help build deps demo up test vet fuzz bench clean
+.PHONY: help build deps demo up down test vet fuzz bench clean
 
 export CGO_ENABLED := 0
 BIN := bin
@@ -32,6 +32,9 @@ demo: deps ## the whole story, on real parts, with everything that is refused
 up: deps build ## leave the demo's cluster running and print what to try first
 	@go build -trimpath -o build/dev ./deploy/dev && go build -trimpath -o build/train ./deploy/dev/train
 	@build/dev up --bin $(BIN) --train build/train --dir build/up
+
+down: ## stop what make up left running
+	@build/dev down --dir build/up
 
 test: deps vet ## all tests
 	@CGO_ENABLED=1 go test -timeout 20m ./...

@@ -1,5 +1,5 @@
 // Dev sets up a whole cluster on one machine and tells its story: `demo` runs
-// the story and ends, `up` leaves the cluster running. Every part is real and
+// the story and ends, `up` leaves the cluster running until `down`. Every part is real and
 // runs as its own program, with SoftHSM2 tokens and emulated TPMs in the place
 // of hardware; what is emulated says so. Nothing here is linked into any
 // program of keyturn.
@@ -12,13 +12,14 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 )
 
 func main() {
-	if len(os.Args) < 2 || (os.Args[1] != "demo" && os.Args[1] != "up") {
-		fmt.Fprintln(os.Stderr, "usage: dev demo|up --bin DIR --train FILE --dir DIR")
+	if len(os.Args) < 2 || !slices.Contains([]string{"demo", "up", "down"}, os.Args[1]) {
+		fmt.Fprintln(os.Stderr, "usage: dev demo|up|down --bin DIR --train FILE --dir DIR")
 		os.Exit(2)
 	}
 	f := flag.NewFlagSet(os.Args[1], flag.ExitOnError)
@@ -44,6 +45,9 @@ func run(ctx context.Context, what, bin, train, dir string) error {
 		*p = abs
 	}
 	s := &stage{bin: bin, train: train, dir: dir, start: time.Now(), pins: map[string]string{}}
+	if what == "down" {
+		return s.down()
+	}
 	if err := s.clear(); err != nil {
 		return err
 	}
@@ -55,7 +59,7 @@ func run(ctx context.Context, what, bin, train, dir string) error {
 		return err
 	}
 	if what == "up" {
-		return s.leave()
+		return s.leave(ctx)
 	}
 	return s.tell(ctx)
 }
