@@ -40,14 +40,18 @@ func (a *app) writeWarrant(cmd *cobra.Command, name, out string) error {
 	}{warrant}, func(w writer) { fmt.Fprintln(w, warrant) })
 }
 
-// awaitWarrant syncs until the request has its warrant or ended without one.
+// awaitWarrant syncs until the request has its warrant, for as long as only
+// machines are waited for: people take the time they take.
 func (a *app) awaitWarrant(cmd *cobra.Command, request dsse.Digest) (dsse.Digest, error) {
 	for {
 		var r *authority.Request
 		var why error
+		people := false
 		if err := a.view(func(_ *authority.Authority, s *authority.State) error {
 			r = s.Requests[request]
 			why = noWarrant(s, r)
+			_, res, err := s.Evaluate(r)
+			people = err == nil && res.Satisfied
 			return nil
 		}); err != nil {
 			return dsse.Digest{}, err
@@ -55,7 +59,7 @@ func (a *app) awaitWarrant(cmd *cobra.Command, request dsse.Digest) (dsse.Digest
 		switch {
 		case why == nil:
 			return r.Warrant, nil
-		case r.Satisfied == nil || r.Ended != "":
+		case r.Ended != "" || !people:
 			return dsse.Digest{}, why
 		}
 		if err := a.sync(cmd.Context(), a.seen.Size+1); err != nil {

@@ -295,6 +295,13 @@ func (s *stage) exec(ctx context.Context, holder, pins, stdin string, args ...st
 	return runCommand(cmd, pins, stdin)
 }
 
+// program runs another of keyturn's programs.
+func (s *stage) program(ctx context.Context, holder, program string, args ...string) result {
+	cmd := exec.CommandContext(ctx, filepath.Join(s.bin, program), args...)
+	cmd.Env = s.env(holder)
+	return runCommand(cmd, "", "")
+}
+
 func runCommand(cmd *exec.Cmd, pins, stdin string) result {
 	r, w, err := os.Pipe()
 	if err != nil {
