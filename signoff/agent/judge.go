@@ -61,6 +61,9 @@ func (a *Agent) judge(s *authority.State, warrant, executable Digest) (*plan, er
 		return nil, fmt.Errorf("agent: warrant %s: %w", warrant.Short(), err)
 	}
 	if err := a.mayStart(s, warrant); err != nil {
+		if a.proving.no {
+			return nil, fmt.Errorf("agent: %w", err)
+		}
 		return nil, fmt.Errorf("agent: %w: %w", errNotYet, err)
 	}
 	return p, nil

@@ -25,6 +25,7 @@ type proving struct {
 	lease authority.Lease    // the last one that passed; zero before
 	until time.Duration      // on CLOCK_BOOTTIME; 0: no lease
 	lost  string             // why there is none
+	no    bool               // an epoch refused it; waiting alone changes nothing
 }
 
 // A sending is one nonce that this agent made: when, and for which epoch.
@@ -50,7 +51,7 @@ func (p *proving) current() error {
 	return nil
 }
 
-func (p *proving) lose(why string) { p.until, p.lost = 0, why }
+func (p *proving) lose(why string) { p.until, p.lost, p.no = 0, why, true }
 
 // takeEpoch looks at the node's leaf in a new epoch. The fold has checked the
 // leaf; here is what it means to this process:
@@ -76,7 +77,7 @@ func (a *Agent) takeEpoch(s *authority.State) {
 	case !ok:
 		p.lose("the epoch has no leaf for this node")
 	case ours && l.Verdict == authority.VerdictPass:
-		p.lease, p.until, p.lost = l, sent.at+time.Duration(l.Duration)*time.Second, ""
+		p.lease, p.until, p.lost, p.no = l, sent.at+time.Duration(l.Duration)*time.Second, "", false
 	case ours && sent.epoch == l.Epoch, len(l.Nonce) == 0 && l.Reason != authority.ReasonSilent:
 		p.lose(fmt.Sprintf("%s (%s)", l.Reason, l.Remedy))
 		a.cfg.Log.Warn("lease refused", "epoch", l.Epoch, "why", l.Reason, "remedy", l.Remedy)
