@@ -8,9 +8,9 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/keyturn/keyturn/signoff/authority"
@@ -97,7 +97,8 @@ type RunStatus struct {
 // maxCommand bounds one command's line.
 const maxCommand = 2 * dsse.MaxLine
 
-// listen makes the control socket, for its owner alone.
+// listen makes the control socket, for its owner alone. It is made in a
+// directory that nobody else can enter and moved once its mode is set.
 func (a *Agent) listen() (net.Listener, error) {
 	path := a.cfg.Socket
 	if path == "" {
@@ -110,14 +111,19 @@ func (a *Agent) listen() (net.Listener, error) {
 		c.Close()
 		return nil, fmt.Errorf("agent: another agent answers on %s", path)
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("agent: %w", err)
-	}
-	old := syscall.Umask(0o177)
-	l, err := net.Listen("unix", path)
-	syscall.Umask(old)
+	dir, err := os.MkdirTemp(filepath.Dir(path), ".agent")
 	if err != nil {
 		return nil, fmt.Errorf("agent: control socket: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	made := filepath.Join(dir, "s")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: made, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("agent: control socket: %w", err)
+	}
+	l.SetUnlinkOnClose(false) // it would look for the name it was made under
+	if err := errors.Join(os.Chmod(made, 0o600), os.Rename(made, path)); err != nil {
+		return nil, errors.Join(fmt.Errorf("agent: control socket: %w", err), l.Close())
 	}
 	return l, nil
 }
@@ -125,6 +131,7 @@ func (a *Agent) listen() (net.Listener, error) {
 // serve answers until ctx ends and all answers are given.
 func (a *Agent) serve(ctx context.Context, l net.Listener) {
 	defer context.AfterFunc(ctx, func() { l.Close() })()
+	defer os.Remove(a.cfg.Socket)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for {

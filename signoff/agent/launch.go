@@ -24,6 +24,10 @@ import (
 // the number, or an epoch came in between.
 const claimTries = 8
 
+// takeLimit bounds the way from a claim to its opened shares. After it the use
+// is given up, and the next start has its turn.
+const takeLimit = 10 * time.Minute
+
 // scratch is the memory a run may use for temporary files, in bytes.
 const scratch = 256 << 20
 
@@ -83,8 +87,13 @@ func openExecutable(path string) (*os.File, Digest, error) {
 // take judges, claims, and opens the shares. When it fails after the claim,
 // it has signed the use's end.
 func (a *Agent) take(ctx context.Context, u *use, warrant, executable Digest, claimed func() bool, tell func(Event)) ([]*input, *plan, error) {
+	if _, err := a.await(ctx, warrant, executable, tell); err != nil {
+		return nil, nil, err
+	}
 	a.launching.Lock()
 	defer a.launching.Unlock()
+	ctx, cancel := context.WithTimeoutCause(ctx, takeLimit, fmt.Errorf("agent: claim and release took longer than %v; see that a quorum of notaries runs", takeLimit))
+	defer cancel()
 	p, err := a.await(ctx, warrant, executable, tell)
 	if err != nil {
 		return nil, nil, err

@@ -88,7 +88,7 @@ func TestHaltByHandAndReplays(t *testing.T) {
 	if !quiet(r) {
 		t.Error("the run writes while it is halted")
 	}
-	if h := m.agent.Status().Halts; len(h) != 1 || h[0] != (agent.HaltStatus{Halt: halt.Digest()}) {
+	if h := m.status().Halts; len(h) != 1 || h[0] != (agent.HaltStatus{Halt: halt.Digest()}) {
 		t.Errorf("halts %+v, want the one that was told, not in the log", h)
 	}
 
@@ -111,13 +111,13 @@ func TestHaltByHandAndReplays(t *testing.T) {
 	// Another halt, by mail; the old resume, again.
 	second := w.halt("carol")
 	w.send(api.TopicHalts, second.Line())
-	w.until("the second halt", func() bool { return len(m.agent.Status().Halts) == 1 })
+	w.until("the second halt", func() bool { return len(m.status().Halts) == 1 })
 	w.Wait("the second halt in the log", func(s *authority.State) bool { return s.Halts[second.Digest()] != nil })
 	for _, doc := range lifting {
 		w.Client.Append(t.Context(), doc.Line()) // whatever the answer, nothing may come of it
 	}
 	w.Tick()
-	if !quiet(r) || len(m.agent.Status().Halts) != 1 {
+	if !quiet(r) || len(m.status().Halts) != 1 {
 		t.Error("a resume that was used lifted another halt")
 	}
 	wantErr(t, m.run(t.Context(), warrant, w.probe).end(), "halt "+second.Digest().String())
@@ -136,7 +136,7 @@ func TestHaltSurvivesRestart(t *testing.T) {
 	cfg := m.config()
 	cfg.Endpoints = c.endpoints()
 	m.startWith(cfg)
-	if h := m.agent.Status().Halts; len(h) != 1 || h[0].Halt != halt.Digest() {
+	if h := m.status().Halts; len(h) != 1 || h[0].Halt != halt.Digest() {
 		t.Fatalf("halts %+v after a restart", h)
 	}
 	c.join()
@@ -152,7 +152,7 @@ func TestHaltRefused(t *testing.T) {
 	wantErr(t, m.client.Halt(t.Context(), []byte("stop")), "parse bundle")
 	accepted := w.Sign("dave", &signoff.Acceptance{Charter: w.ID, Person: w.People["dave"].Doc.ID()})
 	wantErr(t, m.client.Halt(t.Context(), accepted.Line()), "no halt")
-	if h := m.agent.Status().Halts; len(h) != 0 {
+	if h := m.status().Halts; len(h) != 0 {
 		t.Errorf("halts %+v", h)
 	}
 }
@@ -193,7 +193,7 @@ func TestDriftLosesTheLease(t *testing.T) {
 	if err := r.end(); err != nil {
 		t.Error(err)
 	}
-	if s := m.agent.Status(); s.Lease != 0 || !strings.Contains(s.NoLease, "PCR 4") {
+	if s := m.status(); s.Lease != 0 || !strings.Contains(s.NoLease, "PCR 4") {
 		t.Errorf("lease %d, %q; want none because of PCR 4", s.Lease, s.NoLease)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)

@@ -53,7 +53,8 @@ type machine struct {
 	dir      string
 	log      string // event log
 	approval string
-	agent    *agent.Agent
+	id       signoff.Digest
+	enrolled []byte // what people enrol
 	client   *agent.Client
 	gate     *linux.Gate
 	stop     func()
@@ -84,6 +85,7 @@ func newWorld(t *testing.T, leases string, machines int) *world {
 	if err := swtpm.Available(); err != nil {
 		t.Skipf("skipped: %v", err)
 	}
+	t.Parallel() // most of a test is waiting
 	w := &world{t: t, leases: leases, probe: buildProbe(t)}
 	w.boot = w.bootKey()
 	for i := range machines {
@@ -162,12 +164,29 @@ func (w *world) editCharter(c *signoff.Charter) {
 	c.References = []string{string(text)}
 }
 
+// group is the cgroup of the machine's runs.
+func (m *machine) group() string {
+	return fmt.Sprintf("keyturn-agent-test-%d-%s-%s", os.Getpid(), m.w.t.Name(), m.name)
+}
+
+// cgroups is where cgroup v2 is mounted.
+func cgroups(t *testing.T) string {
+	t.Helper()
+	out, err := exec.Command("findmnt", "-n", "-o", "TARGET", "-t", "cgroup2").Output()
+	if err != nil {
+		t.Fatal("findmnt: ", err)
+	}
+	return strings.TrimSpace(strings.SplitN(string(out), "\n", 2)[0])
+}
+
 // config is what the machine's agent runs with.
 func (m *machine) config() agent.Config {
 	if m.gate == nil {
-		gate, err := linux.New(linux.Config{Parent: fmt.Sprintf("keyturn-agent-test-%d-%s-%s", os.Getpid(), m.w.t.Name(), m.name)})
+		gate, err := linux.New(linux.Config{Parent: m.group()})
 		m.w.must(err)
 		m.gate = gate
+		group := filepath.Join(cgroups(m.w.t), m.group())
+		m.w.t.Cleanup(func() { os.Remove(group) }) // it stays if a run is left in it
 	}
 	return agent.Config{ID: m.w.ID, Charter: m.w.Charter, TPM: m.device, Dir: filepath.Join(m.dir, "state"), EventLog: m.log, BootApproval: m.approval,
 		Objects: []string{m.w.sealed}, Socket: filepath.Join(filepath.Dir(strings.TrimPrefix(m.emulator.Path, "unix:")), "agent"), Gate: m.gate, Log: m.w.Log.With("node", m.name)}
@@ -182,7 +201,7 @@ func (m *machine) startWith(cfg agent.Config) {
 	ctx, cancel := context.WithCancel(context.Background())
 	a, err := agent.New(ctx, cfg)
 	m.w.must(err)
-	m.agent = a
+	m.id, m.enrolled = a.Node(), a.Enrolment()
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx) }()
 	m.stop = sync.OnceFunc(func() {
@@ -192,10 +211,25 @@ func (m *machine) startWith(cfg agent.Config) {
 		}
 	})
 	t.Cleanup(m.stop)
-	m.w.until("the control socket", func() bool {
-		m.client, err = agent.Dial(cfg.Socket)
+	m.dial(cfg.Socket)
+}
+
+// dial waits until the agent answers.
+func (m *machine) dial(socket string) {
+	m.w.t.Helper()
+	m.w.until("the control socket", func() (ok bool) {
+		var err error
+		m.client, err = agent.Dial(socket)
 		return err == nil
 	})
+}
+
+// status asks the agent.
+func (m *machine) status() *agent.Status {
+	m.w.t.Helper()
+	s, err := m.client.Status(context.Background())
+	m.w.must(err)
+	return s
 }
 
 // until polls for at most half a minute.
@@ -212,23 +246,23 @@ func (w *world) until(what string, ok func() bool) {
 func (m *machine) enrol() {
 	w := m.w
 	w.t.Helper()
-	blob, err := w.Client.PutBlob(w.t.Context(), m.agent.Enrolment())
+	blob, err := w.Client.PutBlob(w.t.Context(), m.enrolled)
 	w.must(err)
 	w.Tick()
 	req := w.Request("alice", signoff.ActionEnrol, func(r *signoff.Request) {
-		r.Enrol = &signoff.Enrol{Name: m.name, Node: m.agent.Node(), Enrolment: blob}
+		r.Enrol = &signoff.Enrol{Name: m.name, Node: m.id, Enrolment: blob}
 	})
 	w.must(w.Append(req))
 	for _, p := range []string{"bob", "erin"} {
 		w.must(w.Append(w.Decide(p, req.Digest(), signoff.Approve)))
 	}
-	w.Wait("the node", func(s *authority.State) bool { return s.Nodes[m.agent.Node()] != nil })
+	w.Wait("the node", func(s *authority.State) bool { return s.Nodes[m.id] != nil })
 }
 
 // leased waits until the agent holds a lease.
 func (m *machine) leased() {
 	m.w.t.Helper()
-	m.w.until("a lease of "+m.name, func() bool { return m.agent.Status().Lease > 0 })
+	m.w.until("a lease of "+m.name, func() bool { return m.status().Lease > 0 })
 }
 
 // seal seals one file as alice and puts the object with its deals into the log.
@@ -331,7 +365,7 @@ func (w *world) askLaunch(act string, uses int, pool ...*machine) signoff.Digest
 	req := w.Request("alice", signoff.ActionLaunch, func(r *signoff.Request) {
 		r.Launch = &signoff.Launch{Name: "probe", Executable: sha256.Sum256(image), Argv: []string{"probe", act}, Objects: []signoff.Digest{w.object}, Uses: uses, Seconds: 120}
 		for _, m := range pool {
-			r.Launch.Pool = append(r.Launch.Pool, m.agent.Node())
+			r.Launch.Pool = append(r.Launch.Pool, m.id)
 		}
 	})
 	w.must(w.Append(req))
