@@ -204,7 +204,7 @@ func statusCmd(a *app) *cobra.Command {
 
 func viewStatus(auth *authority.Authority, s *authority.State, now time.Time) statusView {
 	v := statusView{Cluster: s.Charter.Name, Charter: s.ID, Size: auth.Size(), Time: s.Time, Lag: now.Unix() - s.Time, GroupKey: s.Group != nil,
-		Nodes: []nodeView{}, Halts: []haltView{}, Waits: []string{}}
+		Nodes: []nodeView{}, Waits: []string{}}
 	if n := len(s.Charter.People) - len(s.Accepted); n > 0 {
 		v.Waits = append(v.Waits, fmt.Sprintf("%d founders have still to accept the charter (keyturn accept)", n))
 	}
@@ -233,11 +233,7 @@ func viewStatus(auth *authority.Authority, s *authority.State, now time.Time) st
 		v.Nodes = append(v.Nodes, viewNode(s, n))
 	}
 	slices.SortFunc(v.Nodes, func(x, y nodeView) int { return strings.Compare(x.Name, y.Name) })
-	for _, h := range s.Halts {
-		if h.Lifted.IsZero() {
-			v.Halts = append(v.Halts, haltView{h.ID, personName(s, h.Doc.Person), h.Doc.Reason})
-		}
-	}
+	v.Halts = standingHalts(s)
 	return v
 }
 
