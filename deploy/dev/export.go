@@ -204,6 +204,9 @@ func (s *stage) receive(ctx context.Context) error {
 }
 
 func (s *stage) vetoStory(ctx context.Context) error {
+	if _, err := s.keepLog("old"); err != nil {
+		return err
+	}
 	id, err := s.ask(ctx, "alice", "a second copy", "export", "--object", s.object, "--recipient", "partner lab",
 		"--recipient-key", s.path("partner.pub.json"), "--destination", "disk serial DEMO-0002")
 	if err != nil {

@@ -270,5 +270,3 @@ func (s *stage) hiddenHalt(ctx context.Context) error {
 	s.note("a halt that the coordinator hides, carried to node-a as a file", "allowed", fmt.Sprintf("frozen after %.2f s", took.Seconds()), took < time.Second)
 	return errors.Join(co.cmd.Process.Signal(syscall.SIGCONT))
 }
-
-func (s *stage) auditStory(ctx context.Context) error { return nil }
