@@ -40,8 +40,10 @@ func (n *Notary) planActivation(l look) (func(context.Context) error, error) {
 			s = &enrolSession{box: &mailbox{topic: api.TopicEnrol(id)}}
 			n.enrols[id] = s
 		}
-		enrol, state := r.Doc.Enrol, l.state
-		return func(ctx context.Context) error { return n.activate(ctx, s, id, enrol, state) }, nil
+		// A copy: what follows runs without the lock on the state, and
+		// needs of it only the charter and the time.
+		enrol, state := r.Doc.Enrol, *l.state
+		return func(ctx context.Context) error { return n.activate(ctx, s, id, enrol, &state) }, nil
 	}
 	return nil, nil
 }
