@@ -18,6 +18,7 @@ import (
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/api"
 	"github.com/keyturn/keyturn/signoff/authority"
+	"github.com/keyturn/keyturn/signoff/proof"
 )
 
 // claimTries bounds how often a use is claimed again because another node took
@@ -87,6 +88,7 @@ func openExecutable(path string) (*os.File, Digest, error) {
 // take judges, claims, and opens the shares. When it fails after the claim,
 // it has signed the use's end.
 func (a *Agent) take(ctx context.Context, u *use, warrant, executable Digest, claimed func() bool, tell func(Event)) ([]*input, *plan, error) {
+	a.catchUp(ctx)
 	if _, err := a.await(ctx, warrant, executable, tell); err != nil {
 		return nil, nil, err
 	}
@@ -129,6 +131,28 @@ func (a *Agent) take(ctx context.Context, u *use, warrant, executable Digest, cl
 	return inputs, p, nil
 }
 
+// catchUp waits a moment until the fold has what is final now: whoever asks may
+// have seen the warrant just before the agent does. Nothing depends on it.
+func (a *Agent) catchUp(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	note, err := a.client().Checkpoint(ctx, true, 1, 0)
+	if err != nil {
+		return
+	}
+	claimed, err := proof.Unverified(note)
+	if err != nil {
+		return
+	}
+	for news := a.news(); a.size() < claimed.Size && ctx.Err() == nil; news = a.news() {
+		select {
+		case <-ctx.Done():
+		case <-news:
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
 // await judges until the answer is more than "not yet", a few epochs long.
 func (a *Agent) await(ctx context.Context, warrant, executable Digest, tell func(Event)) (*plan, error) {
 	var deadline time.Time
@@ -167,12 +191,18 @@ func (a *Agent) await(ctx context.Context, warrant, executable Digest, tell func
 func (a *Agent) claim(ctx context.Context, u *use, p *plan, executable Digest, fresh *tpm.FreshKey) (*plan, error) {
 	var err error
 	for try := 1; ; try++ {
+		news := a.news()
 		var done bool
 		if done, err = a.claimOnce(ctx, u, p, fresh); done {
 			return p, err
 		}
 		if try == claimTries || ctx.Err() != nil {
 			return nil, errors.Join(context.Cause(ctx), err)
+		}
+		select { // what made it void may not be final yet
+		case <-news:
+		case <-time.After(2 * time.Second):
+		case <-ctx.Done():
 		}
 		if p, err = a.await(ctx, p.warrant.ID, executable, func(Event) {}); err != nil {
 			return nil, err
