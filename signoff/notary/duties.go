@@ -92,13 +92,33 @@ func (n *Notary) planTick(l look) (func(context.Context) error, error) {
 	if _, done := s.Ticks.Times[n.id]; done {
 		return nil, nil
 	}
-	age := l.now.Unix() - s.Time
-	due := len(s.Ticks.Times) > 0 || (l.woken && age >= tickWoken) || (busy(s) && age >= tickEvery)
-	if !due || age < 0 {
+	if !n.tickDue(l) {
 		return nil, nil
 	}
 	t := &signoff.Tick{Charter: s.ID, Notary: n.id, Round: s.Ticks.Round, Time: l.now.Unix()}
 	return func(ctx context.Context) error { return n.append(ctx, t) }, nil
+}
+
+// tickDue says whether to tick now. A quorum is enough, so a round has those
+// whose turn it is; the others join one that does not get on without them.
+func (n *Notary) tickDue(l look) bool {
+	s := l.state
+	if n.tickRound != s.Ticks.Round {
+		n.tickRound, n.tickSince = s.Ticks.Round, time.Time{}
+	}
+	begun := len(s.Ticks.Times) > 0
+	if begun && n.tickSince.IsZero() {
+		n.tickSince = l.now
+	}
+	turn := (uint64(n.index)+s.Ticks.Round)%uint64(len(s.Charter.Notaries)) < uint64(s.Charter.Quorum())
+	age := l.now.Unix() - s.Time
+	switch {
+	case age < 0:
+		return false
+	case begun:
+		return turn || l.now.Sub(n.tickSince) > time.Second
+	}
+	return turn && ((l.woken && age >= tickWoken) || (busy(s) && age >= tickEvery))
 }
 
 // busy reports whether something waits for time: nodes or open requests.

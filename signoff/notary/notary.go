@@ -65,6 +65,8 @@ type Notary struct {
 	offered    []Digest
 	epochSeen  uint64
 	epochSince int64
+	tickRound  uint64
+	tickSince  time.Time // when a tick of this round was seen first
 	enrols     map[Digest]*enrolSession
 
 	halts map[Digest]*signoff.Signed // seen in the mailbox, perhaps not yet in the log

@@ -34,7 +34,11 @@ type signSession struct {
 	offer   *frost.Commitment
 	asked   uint32 // attempt in which this notary last offered
 	began   time.Time
+	done    time.Time // when the signature was complete
 }
+
+// handIn is how long a notary waits for the one before it to append a warrant.
+const handIn = 300 * time.Millisecond
 
 func (n *Notary) newSession(request Digest, payload []byte, l look) (*signSession, error) {
 	message := dsse.PAE(payload)
@@ -117,6 +121,14 @@ func (n *Notary) advance(ctx context.Context, s *signSession, signers map[Digest
 		n.cfg.Log.Error("a notary cheated while signing", "notary", cheat.notary, "why", cheat.err, "proof", string(cheat.line))
 	}
 	if sig := s.books.signature; sig != nil {
+		// Every notary can hand the warrant in; they take turns, and whoever
+		// sees it in the log leaves it.
+		if s.done.IsZero() {
+			s.done = time.Now()
+		}
+		if time.Since(s.done) < time.Duration(n.index-1)*handIn {
+			return nil
+		}
 		return n.appendWarrant(ctx, s, *sig)
 	}
 	if open := s.books.openFor(n.index); open != nil {
