@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // audit runs keyturn audit verify with nothing but the charter's digest.
@@ -21,7 +22,7 @@ func (s *stage) keepLog(name string) (string, error) {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return "", err
 	}
-	out, err := exec.Command("cp", "-r", s.path("coordinator", "log"), dir).CombinedOutput()
+	out, err := exec.Command("cp", "-a", s.path("coordinator", "log"), dir).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("copy the log: %s", out)
 	}
@@ -60,12 +61,17 @@ func (s *stage) auditStory(ctx context.Context) error {
 	return nil
 }
 
-// first returns some file below a part of the log.
-func first(dir, part string) (string, error) {
-	found := ""
+// newest returns the file below a part of the log that was written last. What
+// was written before it may be a partial tile that nobody needs any more.
+func newest(dir, part string) (string, error) {
+	found, at := "", time.Time{}
 	err := filepath.WalkDir(filepath.Join(dir, part), func(path string, d os.DirEntry, err error) error {
-		if err == nil && d.Type().IsRegular() && found == "" {
-			found = path
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil && info.ModTime().After(at) {
+			found, at = path, info.ModTime()
 		}
 		return err
 	})
@@ -76,7 +82,7 @@ func first(dir, part string) (string, error) {
 }
 
 func flip(dir, part string) error {
-	path, err := first(dir, part)
+	path, err := newest(dir, part)
 	if err != nil {
 		return err
 	}
@@ -89,7 +95,7 @@ func flip(dir, part string) error {
 }
 
 func removeOne(dir, part string) error {
-	path, err := first(dir, part)
+	path, err := newest(dir, part)
 	if err != nil {
 		return err
 	}
