@@ -69,12 +69,16 @@ log but not yet final.`,
 // usage marks an error as wrong usage.
 func usage(err error) error { return &ui.Exit{Err: err, Code: ui.ExitUsage} }
 
-// strictArgs makes wrong arguments exit as wrong usage, and a command group
-// without a subcommand too.
+// strictArgs makes wrong arguments and missing flags exit as wrong usage, and
+// a command group without a subcommand too.
 func strictArgs(c *cobra.Command) {
 	if check := c.Args; check != nil {
 		c.Args = func(cmd *cobra.Command, args []string) error {
-			if err := check(cmd, args); err != nil {
+			err := check(cmd, args)
+			if err == nil {
+				err = cmd.ValidateRequiredFlags()
+			}
+			if err != nil {
 				return usage(err)
 			}
 			return nil
