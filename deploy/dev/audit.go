@@ -44,9 +44,9 @@ func (s *stage) auditStory(ctx context.Context) error {
 		name, why string
 		forge     func(dir string) error
 	}{
-		{"a log with one byte changed", "", func(dir string) error { return flip(dir, "tile/entries") }},
-		{"a log with a blob missing", "", func(dir string) error { return removeOne(dir, "blob") }},
-		{"a log with a tile missing", "", func(dir string) error { return removeOne(dir, "tile/entries") }},
+		{"a log with one byte changed", "corrupt", func(dir string) error { return flip(dir, "tile/entries") }},
+		{"a log without its blobs", "blob is missing", func(dir string) error { return os.RemoveAll(filepath.Join(dir, "blob")) }},
+		{"a log with a tile missing", "corrupt", func(dir string) error { return removeOne(dir, "tile/entries") }},
 	} {
 		dir, err := s.keepLog(strings.ReplaceAll(attack.name, " ", "-"))
 		if err != nil {
