@@ -1,0 +1,24 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"keyturn": func() { os.Exit(run(os.Args[1:])) }})
+}
+
+// The pages of testdata are run by the command itself, each in a directory with
+// the charter and a configuration for each person, against one cluster.
+// $CHARTER is the charter's digest.
+func TestScripts(t *testing.T) {
+	d := newDesk(t)
+	testscript.Run(t, testscript.Params{Dir: "testdata", Setup: func(e *testscript.Env) error {
+		e.Setenv("CHARTER", d.ID.String())
+		return os.CopyFS(filepath.Clean(e.WorkDir), os.DirFS(d.work))
+	}})
+}
