@@ -8,9 +8,10 @@
 // again answers [ErrWrongIdentity], and no signature leaves before it was
 // checked against that public key.
 //
-// The backends live in directories below this one, PKCS#11 (through a helper
-// process) in token, development keys in file, and each has to pass the suite
-// in hsmtest. Every error here means no.
+// The backends live in directories below this one: PKCS#11 (through a helper
+// process) in token, TPM keys in tpm, Vault's transit engine in vault, the keys
+// of an SSH agent in sshagent, development keys in file. Each has to pass the
+// suite in hsmtest. Every error here means no.
 package hsm
 
 import (
@@ -38,6 +39,9 @@ var (
 	ErrSealed = errors.New("key store sealed")
 	// ErrAuthExpired: the login to the store ended; log in again.
 	ErrAuthExpired = errors.New("authorisation expired")
+	// ErrDenied: the store knows who asks and says no. Logging in again does not
+	// help; whoever writes the store's policies must.
+	ErrDenied = errors.New("permission denied")
 	// ErrWrongIdentity: a key answered, but not the one that was pinned.
 	ErrWrongIdentity = errors.New("not the pinned key")
 	// ErrTimeout: no answer before the deadline. The operation may have run.
@@ -68,6 +72,14 @@ type Key interface {
 	crypto.Signer
 	SignContext(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error)
 	Info() Info
+}
+
+// MessageSigner is a Key whose holder takes whole messages and hashes them
+// itself, as SSH agents do. For P-256 its SignContext and Sign refuse, since
+// nobody can have it sign a digest; [SignMessage] works with every key.
+type MessageSigner interface {
+	Key
+	SignMessageContext(ctx context.Context, message []byte) ([]byte, error)
 }
 
 // Decrypter is a P-256 key agreement key: the private half of an HPKE key pair

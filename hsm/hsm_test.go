@@ -9,6 +9,7 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -46,7 +47,7 @@ func TestClassOrder(t *testing.T) {
 }
 
 func TestErrorsAreDistinct(t *testing.T) {
-	all := []error{hsm.ErrWrongPIN, hsm.ErrLocked, hsm.ErrGone, hsm.ErrSealed, hsm.ErrAuthExpired, hsm.ErrWrongIdentity, hsm.ErrTimeout}
+	all := []error{hsm.ErrWrongPIN, hsm.ErrLocked, hsm.ErrGone, hsm.ErrSealed, hsm.ErrAuthExpired, hsm.ErrDenied, hsm.ErrWrongIdentity, hsm.ErrTimeout}
 	for i, a := range all {
 		for j, b := range all {
 			if errors.Is(fmt.Errorf("backend: %w", a), b) != (i == j) {
@@ -103,6 +104,34 @@ func TestAttackSignatureByAnotherKey(t *testing.T) {
 	}
 	if _, err := hsm.SignMessage(context.Background(), nil, []byte("m")); err == nil {
 		t.Error("signed without a key")
+	}
+}
+
+// hasher is a key that takes whole messages and refuses digests.
+type hasher struct{ liar }
+
+func (h hasher) SignContext(context.Context, []byte, crypto.SignerOpts) ([]byte, error) {
+	return nil, errors.New("it was given a digest")
+}
+
+func (h hasher) SignMessageContext(ctx context.Context, message []byte) ([]byte, error) {
+	digest := sha256.Sum256(message)
+	return h.liar.SignContext(ctx, digest[:], crypto.SHA256)
+}
+
+func TestMessageSigner(t *testing.T) {
+	honest, other := newP256(t), newP256(t)
+	var k hsm.MessageSigner = hasher{liar{honest, &honest.PublicKey}}
+	sig, err := hsm.SignMessage(context.Background(), k, []byte("m"))
+	if err != nil {
+		t.Fatalf("a key that hashes itself: %v", err)
+	}
+	if err := hsm.VerifyMessage(&honest.PublicKey, []byte("m"), sig); err != nil {
+		t.Error(err)
+	}
+	k = hasher{liar{honest, &other.PublicKey}}
+	if sig, err := hsm.SignMessage(context.Background(), k, []byte("m")); sig != nil || !errors.Is(err, hsm.ErrWrongIdentity) {
+		t.Errorf("one that signs for another key: %x, %v, want ErrWrongIdentity", sig, err)
 	}
 }
 

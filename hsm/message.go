@@ -23,11 +23,7 @@ func SignMessage(ctx context.Context, k Key, message []byte) ([]byte, error) {
 	if k == nil {
 		return nil, errors.New("hsm: sign: no key was given")
 	}
-	input, opts, err := signingInput(k.Public(), message)
-	if err != nil {
-		return nil, err
-	}
-	sig, err := k.SignContext(ctx, input, opts)
+	sig, err := signMessage(ctx, k, message)
 	if err != nil {
 		return nil, err
 	}
@@ -35,6 +31,18 @@ func SignMessage(ctx context.Context, k Key, message []byte) ([]byte, error) {
 		return nil, fmt.Errorf("hsm: %w: %s returned a signature that its public key refuses", ErrWrongIdentity, k.Info().URI)
 	}
 	return sig, nil
+}
+
+// signMessage has k hash by itself if it is one that must.
+func signMessage(ctx context.Context, k Key, message []byte) ([]byte, error) {
+	if m, ok := k.(MessageSigner); ok {
+		return m.SignMessageContext(ctx, message)
+	}
+	input, opts, err := signingInput(k.Public(), message)
+	if err != nil {
+		return nil, err
+	}
+	return k.SignContext(ctx, input, opts)
 }
 
 // VerifyMessage returns nil if sig is a signature over message by pub, which
