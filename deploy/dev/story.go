@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 )
 
@@ -36,7 +37,7 @@ func (s *stage) tell(ctx context.Context) error {
 	if failed > 0 {
 		return fmt.Errorf("%d of %d steps did not come out as expected; see %s", failed, len(s.steps), s.path("summary.json"))
 	}
-	s.say("all %d steps came out as expected; %s", len(s.steps), s.path("summary.json"))
+	s.say("all %d steps came out as expected; they are in %s", len(s.steps), relative(s.path("summary.json")))
 	return nil
 }
 
@@ -103,4 +104,14 @@ func (s *stage) ask(ctx context.Context, person, purpose string, args ...string)
 		return "", fmt.Errorf("%s asks for %s: %s", person, args[0], r.err)
 	}
 	return strings.TrimSpace(r.out), nil
+}
+
+// relative names a file as seen from where the demo was started.
+func relative(path string) string {
+	if dir, err := os.Getwd(); err == nil {
+		if rel, err := filepath.Rel(dir, path); err == nil {
+			return rel
+		}
+	}
+	return path
 }
