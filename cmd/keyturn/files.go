@@ -100,3 +100,12 @@ func configHelp() *cobra.Command {
 
 Paths are relative to the file. There is no key that skips a check.`}
 }
+
+// readAtMost reads all of r, and refuses more than limit bytes.
+func readAtMost(r io.Reader, limit int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("more than %d bytes, larger than any real one", limit)
+	}
+	return b, err
+}

@@ -1,0 +1,308 @@
+package main
+
+import (
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyturn/keyturn/attest"
+	"github.com/keyturn/keyturn/attest/eventlog"
+	"github.com/keyturn/keyturn/attest/ima"
+	"github.com/keyturn/keyturn/signoff/dsse"
+)
+
+// maxEvidence bounds a file that attest reads, in bytes.
+const maxEvidence = 256 << 20
+
+func attestCmd(a *app) *cobra.Command {
+	cmd := &cobra.Command{Use: "attest", Short: "look at what a machine's TPM, firmware and kernel say",
+		Long: `Attest reads evidence from files. It needs no configuration. It refuses, with
+one line and exit code 1, what is malformed, inconsistent or worthless.`}
+	cmd.AddCommand(eventlogCmd(a), imaCmd(a), quoteCmd(a), ekcertCmd(a))
+	return cmd
+}
+
+// readEvidence reads a file of bounded size. Files below /sys say that they
+// have no size, so the bound is on what is read.
+func readEvidence(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := readAtMost(f, maxEvidence)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return b, nil
+}
+
+func eventlogCmd(a *app) *cobra.Command {
+	var bank, expect string
+	cmd := &cobra.Command{Use: "eventlog FILE", Short: "replay a firmware event log (binary_bios_measurements)", Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			s, err := summarise(args[0], bank, expect)
+			if err != nil {
+				return err
+			}
+			return a.Answer(s, func(w writer) { eventlogText(w, s, expect != "") })
+		}}
+	cmd.Flags().StringVar(&bank, "bank", "sha256", "hash bank: sha1, sha256, sha384 or sha512")
+	cmd.Flags().StringVar(&expect, "expect", "", `file with the PCRs to lead to: {"0":"hex",...}`)
+	return cmd
+}
+
+func summarise(file, bank, expect string) (*eventlog.Summary, error) {
+	data, err := readEvidence(file)
+	if err != nil {
+		return nil, err
+	}
+	l, err := eventlog.Parse(data)
+	if err != nil {
+		return nil, err
+	}
+	var want eventlog.PCRs
+	if expect != "" {
+		b, err := readEvidence(expect)
+		if err != nil {
+			return nil, err
+		}
+		if want, err = eventlog.DecodePCRs(b, bank); err != nil {
+			return nil, err
+		}
+	}
+	return l.Summary(bank, want)
+}
+
+func eventlogText(w writer, s *eventlog.Summary, compared bool) {
+	fmt.Fprintf(w, "events       %d, bank %s\n", s.Events, s.Bank)
+	for _, i := range slices.Sorted(maps.Keys(s.PCRs)) {
+		fmt.Fprintf(w, "PCR %-8d %x\n", i, s.PCRs[i])
+	}
+	secure := map[eventlog.State]string{eventlog.On: "on", eventlog.Off: "off"}[s.SecureBoot]
+	fmt.Fprintf(w, "secure boot  %s\n", orElse(secure, "not to be told from this log: "+s.SecureBootReason))
+	for _, d := range s.BootApplications {
+		fmt.Fprintf(w, "booted       %x\n", d)
+	}
+	if compared {
+		fmt.Fprintln(w, "expected     the log leads to every value given")
+	} else {
+		fmt.Fprintln(w, "             what the log says; only a quote proves it")
+	}
+}
+
+func imaCmd(a *app) *cobra.Command {
+	var hash string
+	cmd := &cobra.Command{Use: "ima FILE", Short: "replay a kernel measurement list, binary or ASCII", Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			data, err := readEvidence(args[0])
+			if err != nil {
+				return err
+			}
+			l, err := ima.Parse(data)
+			if err != nil {
+				return err
+			}
+			s, err := l.Summary(hash)
+			if err != nil {
+				return err
+			}
+			return a.Answer(s, func(w writer) {
+				fmt.Fprintf(w, "template     %s\nentries      %d, of which %d violations\n", s.Template, s.Entries, s.Violations)
+				for _, i := range slices.Sorted(maps.Keys(s.PCRs)) {
+					fmt.Fprintf(w, "PCR %-8d %x\n", i, s.PCRs[i])
+				}
+				fmt.Fprintf(w, "boot         %s\n", orElse(s.BootAggregate, "the list does not begin with a boot aggregate"))
+			})
+		}}
+	cmd.Flags().StringVar(&hash, "template-hash", "sha256", "hash to replay with: sha256, or sha1 to look at a list")
+	return cmd
+}
+
+func quoteCmd(a *app) *cobra.Command {
+	var quote, sig, ak, nonce, pcrs, log string
+	cmd := &cobra.Command{Use: "quote", Short: "verify a TPM quote from raw files, as tpm2_quote -m -s writes them", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			var f attest.QuoteFiles
+			for _, part := range []struct {
+				path string
+				into *[]byte
+			}{{quote, &f.Quote}, {sig, &f.Signature}, {ak, &f.AK}, {nonce, &f.Nonce}, {pcrs, &f.PCRs}, {log, &f.Log}} {
+				if part.path == "" {
+					continue
+				}
+				b, err := readEvidence(part.path)
+				if err != nil {
+					return err
+				}
+				*part.into = append([]byte{}, b...)
+			}
+			r, err := attest.InspectQuote(f)
+			if err != nil {
+				return err
+			}
+			return a.Answer(r, func(w writer) { quoteText(w, r) })
+		}}
+	f := cmd.Flags()
+	f.StringVar(&quote, "quote", "", "TPMS_ATTEST")
+	f.StringVar(&sig, "sig", "", "TPMT_SIGNATURE")
+	f.StringVar(&ak, "ak", "", "attestation key: PEM or TPMT_PUBLIC")
+	f.StringVar(&nonce, "nonce", "", "file with the nonce that the quote must carry")
+	f.StringVar(&pcrs, "pcrs", "", "PCR values: JSON, or raw in the order of the selection")
+	f.StringVar(&log, "log", "", "firmware event log that must explain the PCRs")
+	return require(cmd, "quote", "sig", "ak")
+}
+
+func quoteText(w writer, r *attest.QuoteReport) {
+	fmt.Fprintf(w, "signature    good, %s\n", r.Key)
+	for _, bank := range slices.Sorted(maps.Keys(r.Selection)) {
+		fmt.Fprintf(w, "PCRs         %s %v, digest %s\n", bank, r.Selection[bank], r.PCRDigest)
+	}
+	fmt.Fprintf(w, "clock        %d ms, %d resets, %d restarts, safe %t\n", r.Clock, r.ResetCount, r.RestartCount, r.Safe)
+	fmt.Fprintf(w, "extra data   %s\n", r.ExtraData)
+	for _, c := range []struct {
+		done bool
+		not  string
+	}{{r.AttributesChecked, "that the key is a restricted TPM key: a PEM key does not say"}, {r.NonceChecked, "the nonce: give --nonce"},
+		{r.PCRsChecked, "the PCR values: give --pcrs"}, {r.LogChecked, "what led to the PCRs: give --log"}} {
+		if !c.done {
+			fmt.Fprintf(w, "NOT CHECKED  %s\n", c.not)
+		}
+	}
+}
+
+// An ekView is the answer of attest ekcert.
+type ekView struct {
+	ID           dsse.Digest `json:"id"` // what a node enrolled with this key is called
+	Key          string      `json:"key"`
+	Manufacturer string      `json:"manufacturer"`
+	Model        string      `json:"model"`
+	Version      string      `json:"version"`
+	Emulated     bool        `json:"emulated"`
+	ChainChecked bool        `json:"chainChecked"`
+}
+
+func ekcertCmd(a *app) *cobra.Command {
+	var roots string
+	cmd := &cobra.Command{Use: "ekcert FILE", Short: "judge an endorsement-key certificate, PEM, DER or as read from a TPM", Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			ek, err := judgeEK(args[0], roots, time.Now())
+			if err != nil {
+				return err
+			}
+			v := ekView{dsse.Digest(ek.ID), keyName(ek.Public), ek.Manufacturer, ek.Model, ek.Version, ek.Emulated, roots != ""}
+			return a.Answer(v, func(w writer) { ekText(w, v) })
+		}}
+	cmd.Flags().StringVar(&roots, "roots", "", "directory with the vendors' certificates, PEM or DER")
+	return cmd
+}
+
+func judgeEK(file, roots string, now time.Time) (*attest.EK, error) {
+	b, err := readEvidence(file)
+	if err != nil {
+		return nil, err
+	}
+	der, err := attest.DecodeEKCert(b)
+	if err != nil {
+		return nil, err
+	}
+	if roots == "" {
+		return attest.ReadEKCert(der)
+	}
+	pool, intermediates, err := readRoots(roots)
+	if err != nil {
+		return nil, err
+	}
+	return attest.VerifyEKCert(der, pool, intermediates, now)
+}
+
+// readRoots reads every certificate in a directory. A self-signed one is a
+// root; another only helps to reach one.
+func readRoots(dir string) (roots, intermediates *x509.CertPool, err error) {
+	roots, intermediates = x509.NewCertPool(), x509.NewCertPool()
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	n := 0
+	for _, f := range files {
+		b, err := readEvidence(filepath.Join(dir, f.Name()))
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, der := range certificates(b) {
+			c, err := x509.ParseCertificate(der)
+			if err != nil {
+				return nil, nil, fmt.Errorf("%s: %w", f.Name(), err)
+			}
+			if c.CheckSignatureFrom(c) == nil || (string(c.RawIssuer) == string(c.RawSubject) && c.IsCA) {
+				roots.AddCert(c)
+			} else {
+				intermediates.AddCert(c)
+			}
+			n++
+		}
+	}
+	if n == 0 {
+		return nil, nil, fmt.Errorf("no certificate in %s", dir)
+	}
+	return roots, intermediates, nil
+}
+
+// certificates splits PEM; what is not PEM is taken as one DER certificate.
+func certificates(b []byte) [][]byte {
+	var out [][]byte
+	for rest := b; ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if block.Type == "CERTIFICATE" {
+			out = append(out, block.Bytes)
+		}
+	}
+	if len(out) == 0 {
+		out = append(out, b)
+	}
+	return out
+}
+
+func keyName(pub any) string {
+	switch k := pub.(type) {
+	case *rsa.PublicKey:
+		return fmt.Sprintf("RSA-%d", k.N.BitLen())
+	case *ecdsa.PublicKey:
+		return "ECC " + k.Curve.Params().Name
+	}
+	return fmt.Sprintf("%T", pub)
+}
+
+func ekText(w writer, v ekView) {
+	fmt.Fprintf(w, "node id      %s\nkey          %s\nTPM          %s %s %s\n", v.ID, v.Key, printable(v.Manufacturer), printable(v.Model), printable(v.Version))
+	if v.Emulated {
+		fmt.Fprintln(w, "             EMULATED: a program, not a chip")
+	}
+	if !v.ChainChecked {
+		fmt.Fprintln(w, "NOT CHECKED  who vouches for it: give --roots")
+	}
+}
+
+// printable keeps what a certificate says from drawing on the screen.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, s)
+}
