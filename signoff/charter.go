@@ -110,14 +110,6 @@ func (c *Charter) Validate() error {
 	if len(c.References) > MaxReferences {
 		return fmt.Errorf("%d reference sets, at most %d", len(c.References), MaxReferences)
 	}
-	if n := len(c.Coordinators); n == 0 || n > MaxCoordinators {
-		return fmt.Errorf("%d coordinators, want 1 to %d", n, MaxCoordinators)
-	}
-	for _, co := range c.Coordinators {
-		if co.URL == "" || co.TLS.IsZero() {
-			return errors.New("a coordinator without address or TLS key")
-		}
-	}
 	seen := keySet{}
 	if err := c.checkPeople(seen); err != nil {
 		return err
@@ -139,7 +131,30 @@ func (c *Charter) Validate() error {
 			return err
 		}
 	}
-	return seen.add("log key", c.Log)
+	if err := seen.add("log key", c.Log); err != nil {
+		return err
+	}
+	return c.checkCoordinators(seen)
+}
+
+// checkCoordinators comes last: coordinators may share a TLS key among
+// themselves, but not with anything else.
+func (c *Charter) checkCoordinators(seen keySet) error {
+	if n := len(c.Coordinators); n == 0 || n > MaxCoordinators {
+		return fmt.Errorf("%d coordinators, want 1 to %d", n, MaxCoordinators)
+	}
+	for _, co := range c.Coordinators {
+		if co.URL == "" || co.TLS.IsZero() {
+			return errors.New("a coordinator without address or TLS key")
+		}
+		if err := CheckText("coordinator's address", co.URL); err != nil {
+			return err
+		}
+		if other, ok := seen[co.TLS]; ok {
+			return fmt.Errorf("the TLS key of %s is the same key as %s", co.URL, other)
+		}
+	}
+	return nil
 }
 
 func (c *Charter) checkPeople(seen keySet) error {
@@ -226,6 +241,9 @@ func (c *Charter) checkNotaries(seen keySet) error {
 			if err := seen.add(field, k.key); err != nil {
 				return err
 			}
+		}
+		if _, err := y.Signing.P256(); err != nil {
+			return fmt.Errorf("notary %s's signing key: %w", y.Name, err)
 		}
 		if _, err := y.Witness.Ed25519(); err != nil {
 			return fmt.Errorf("notary %s's witness key: %w", y.Name, err)

@@ -26,7 +26,7 @@ import (
 )
 
 // Blobs looks up large parts by SHA-256. A blob that is not to be had is
-// ErrMissingBlob.
+// ErrMissingBlob; any other error, and other bytes, stop the fold just so.
 type Blobs interface {
 	Blob(digest Digest) ([]byte, error)
 }

@@ -1,6 +1,7 @@
 package authority
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"maps"
@@ -77,12 +78,29 @@ func (d decision) took() change {
 
 // blob reads a large part and refuses an empty one.
 func (d decision) blob(digest Digest) ([]byte, error) {
-	b, err := d.blobs.Blob(digest)
+	b, err := fetch(d.blobs, digest)
 	if err != nil {
 		return nil, err
 	}
 	if len(b) == 0 {
 		return nil, fmt.Errorf("blob %s is empty", digest)
+	}
+	return b, nil
+}
+
+// fetch reads a blob. Whatever goes wrong, a lost connection or other bytes
+// than the digest names, is a blob that is not here: it says nothing of the
+// entry and must never become a reason why the entry is void.
+func fetch(blobs Blobs, digest Digest) ([]byte, error) {
+	b, err := blobs.Blob(digest)
+	if err != nil && !errors.Is(err, ErrMissingBlob) {
+		return nil, fmt.Errorf("%w: %s: %w", ErrMissingBlob, digest, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if got := Digest(sha256.Sum256(b)); got != digest {
+		return nil, fmt.Errorf("%w: asked for %s, was given %s", ErrMissingBlob, digest, got)
 	}
 	return b, nil
 }

@@ -106,7 +106,7 @@ func (a *Authority) Leases(evidence []Digest, blobs Blobs) ([]Lease, error) {
 	}
 	given := map[Digest][]*Presented{}
 	for _, e := range evidence {
-		blob, err := blobs.Blob(e)
+		blob, err := fetch(blobs, e)
 		if err != nil {
 			return nil, err
 		}

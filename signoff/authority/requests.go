@@ -44,9 +44,29 @@ func putRequest(r *Request) change {
 	return change{key: "request/" + r.ID.Hex(), value: r, touches: r.ID, put: func(s *State) { s.Requests[r.ID] = r }}
 }
 
-// checkPart checks what a request names against the state.
+// checkPart checks what a request names against the state and the blobs.
 func (d decision) checkPart(r *signoff.Request) error {
-	s := d.state
+	if err := d.state.possible(r); err != nil {
+		return err
+	}
+	switch {
+	case r.Enrol != nil:
+		keys, err := d.enrolment(r.Enrol)
+		if err != nil {
+			return err
+		}
+		return d.state.nodeKeysUnused(keys)
+	case r.Policy != nil:
+		_, err := compilePolicy(d.state.Charter, r.Policy.Policy)
+		return err
+	}
+	return nil
+}
+
+// possible reports whether what the request names is there and in the
+// condition it has to be in. It holds when the request is made and again when
+// its warrant is: of two requests to the same end, one comes too late.
+func (s *State) possible(r *signoff.Request) error {
 	for _, o := range r.Objects() {
 		if _, ok := s.lockboxReady(o); !ok {
 			return fmt.Errorf("object %s is not in the log, or its shares are not dealt", o)
@@ -55,26 +75,21 @@ func (d decision) checkPart(r *signoff.Request) error {
 	switch {
 	case r.Launch != nil:
 		for _, n := range r.Launch.Pool {
-			if node, ok := s.Nodes[n]; !ok || node.Retired {
+			if !s.enrolled(n) {
 				return fmt.Errorf("%s in the pool is not an enrolled node", n)
 			}
 		}
 	case r.Enrol != nil:
-		if _, ok := s.Nodes[r.Enrol.Node]; ok {
-			return fmt.Errorf("node %s is enrolled; retire it first", r.Enrol.Node)
+		if n, ok := s.Nodes[r.Enrol.Node]; ok {
+			return fmt.Errorf("node %s was enrolled before, as %q; a machine enrols once, and a retired one is out for good", r.Enrol.Node, n.Name)
 		}
 		if _, ok := s.NodeNamed(r.Enrol.Name); ok {
-			return fmt.Errorf("a node named %q is enrolled", r.Enrol.Name)
+			return fmt.Errorf("a node was enrolled as %q before; give this one another name", r.Enrol.Name)
 		}
-		_, err := d.enrolment(r.Enrol)
-		return err
 	case r.Retire != nil:
-		if node, ok := s.Nodes[r.Retire.Node]; !ok || node.Retired {
+		if !s.enrolled(r.Retire.Node) {
 			return fmt.Errorf("%s is not an enrolled node", r.Retire.Node)
 		}
-	case r.Policy != nil:
-		_, err := compilePolicy(s.Charter, r.Policy.Policy)
-		return err
 	case r.Resume != nil:
 		for _, h := range r.Resume.Halts {
 			if halt, ok := s.Halts[h]; !ok || !halt.Lifted.IsZero() {
@@ -83,6 +98,12 @@ func (d decision) checkPart(r *signoff.Request) error {
 		}
 	}
 	return nil
+}
+
+// enrolled reports whether the node is enrolled and not retired.
+func (s *State) enrolled(node Digest) bool {
+	n, ok := s.Nodes[node]
+	return ok && !n.Retired
 }
 
 func (d decision) approval(a *signoff.Approval) ([]change, error) {

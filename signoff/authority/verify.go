@@ -104,11 +104,10 @@ func (s *State) byNotary(doc *signoff.Signed, id Digest) error {
 }
 
 func (s *State) byNode(doc *signoff.Signed, id Digest) error {
-	n, ok := s.Nodes[id]
-	if !ok || n.Retired {
+	if !s.enrolled(id) {
 		return fmt.Errorf("%s is not an enrolled node", id)
 	}
-	return doc.Verify(n.Keys.SignKey)
+	return doc.Verify(s.Nodes[id].Keys.SignKey)
 }
 
 func (s *State) byGroup(doc *signoff.Signed) error {

@@ -36,6 +36,9 @@ func (s *State) DeriveWarrant(id Digest) (*signoff.Warrant, []byte, error) {
 	if err := s.stopped(r); err != nil {
 		return nil, nil, err
 	}
+	if err := s.possible(r.Doc); err != nil {
+		return nil, nil, err
+	}
 	uses := 1
 	if r.Doc.Launch != nil {
 		uses = r.Doc.Launch.Uses
@@ -112,23 +115,20 @@ func (d decision) effect(r *Request) ([]change, error) {
 		p.Index = d.index
 		return []change{{key: "policy", value: p, put: func(s *State) { s.Policy = p }}}, nil
 	case doc.Resume != nil:
-		return d.lift(r.ID, doc.Resume.Halts)
+		return d.lift(r.ID, doc.Resume.Halts), nil
 	}
 	return nil, nil
 }
 
-func (d decision) lift(request Digest, halts []Digest) ([]change, error) {
+// lift takes back halts that possible has found standing.
+func (d decision) lift(request Digest, halts []Digest) []change {
 	var out []change
 	for _, id := range halts {
-		old, ok := d.state.Halts[id]
-		if !ok || !old.Lifted.IsZero() {
-			return nil, fmt.Errorf("%s is not a standing halt", id)
-		}
-		h := *old
+		h := *d.state.Halts[id]
 		h.Lifted = request
 		out = append(out, putHalt(&h))
 	}
-	return out, nil
+	return out
 }
 
 // Live reports whether the warrant may be used now on the node (zero: no node
