@@ -7,14 +7,12 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"log/slog"
-	"math/big"
-	"net"
-	"net/http"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -23,11 +21,8 @@ import (
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/api"
 	"github.com/keyturn/keyturn/signoff/authority"
-	"github.com/keyturn/keyturn/signoff/coordinator"
 	"github.com/keyturn/keyturn/signoff/dsse"
 	"github.com/keyturn/keyturn/signoff/follow"
-	"github.com/keyturn/keyturn/signoff/log"
-	"github.com/keyturn/keyturn/signoff/log/etcd"
 	"github.com/keyturn/keyturn/signoff/notary"
 	"github.com/keyturn/keyturn/signoff/proof"
 )
@@ -90,6 +85,7 @@ type Notary struct {
 	Exchange hsm.Decrypter
 	Witness  hsm.Key
 	Sealer   hsm.Sealer
+	Wire     *Wire // what it reaches the coordinator by
 	stop     context.CancelFunc
 	done     chan struct{}
 }
@@ -111,22 +107,20 @@ type Cluster struct {
 	Client   *api.Client
 	Follower *follow.Follower
 	Log      *slog.Logger
+	Host     *Host // its coordinator
 
-	listener net.Listener
-	stop     func()
+	logged *logWriter
 }
 
 // Keys makes the people, notaries and charter without starting anything.
 // edit, if not nil, changes the charter before it is signed.
 func Keys(t testing.TB, edit func(*signoff.Charter)) *Cluster {
 	t.Helper()
-	c := &Cluster{T: t, Dir: t.TempDir(), People: map[string]*Person{}, Log: slog.New(slog.NewTextHandler(logWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))}
+	c := &Cluster{T: t, Dir: t.TempDir(), People: map[string]*Person{}, logged: &logWriter{t: t}}
+	c.Log = slog.New(slog.NewTextHandler(c.logged, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	c.LogKey, c.TLS = c.key("log", hsm.KindEd25519), c.key("tls", hsm.KindP256)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.listener, c.URL = listener, "https://"+listener.Addr().String()
+	c.Host = c.NewHost("")
+	c.URL = c.Host.URL
 	c.Charter = &signoff.Charter{
 		Name: "test-cluster", Format: signoff.FormatLevel, Development: true, Created: time.Now().Unix() - 10, Threshold: 3,
 		Faults: 1, Log: c.public(c.LogKey.Public()), Policy: Policy,
@@ -224,72 +218,48 @@ func (c *Cluster) found() {
 func Start(t testing.TB, edit func(*signoff.Charter)) *Cluster {
 	t.Helper()
 	c := Keys(t, edit)
-	c.StartCoordinator()
-	client, err := api.NewClient([]api.Endpoint{{URL: c.URL, TLS: c.Charter.Coordinators[0].TLS}}, nil)
-	c.must(err)
-	c.Client = client
-	c.Follower, err = follow.New(c.ID, client, nil)
-	c.must(err)
+	c.Found()
 	for _, n := range c.Notaries {
-		c.must(notary.Init(n.Dir, c.ID))
 		c.StartNotary(n)
 	}
 	c.Wait("a group key", func(s *authority.State) bool { return s.Group != nil })
 	return c
 }
 
+// Found runs the coordinator and makes the notaries' directories; no notary
+// runs yet.
+func (c *Cluster) Found() {
+	c.T.Helper()
+	c.StartCoordinator()
+	c.Client = c.Host.Client
+	c.Follower = c.NewFollower(c.Client)
+	for _, n := range c.Notaries {
+		c.must(notary.Init(n.Dir, c.ID))
+		n.Wire = c.NewWire(c.Host)
+	}
+}
+
+// NewFollower returns a follower that has seen nothing yet.
+func (c *Cluster) NewFollower(from follow.Source) *follow.Follower {
+	c.T.Helper()
+	f, err := follow.New(c.ID, from, nil)
+	c.must(err)
+	return f
+}
+
 // StartCoordinator runs the coordinator on what its directory holds.
 func (c *Cluster) StartCoordinator() {
 	c.T.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	order, err := etcd.OpenEmbedded(ctx, filepath.Join(c.Dir, "etcd"))
-	c.must(err)
-	archive, err := log.Open(filepath.Join(c.Dir, "log"))
-	c.must(err)
-	co, err := coordinator.New(ctx, coordinator.Config{Charter: c.ID, Genesis: c.Genesis, Order: order, Archive: archive, LogKey: c.LogKey, Log: c.Log})
-	c.must(err)
-	if c.listener == nil {
-		c.listener, err = net.Listen("tcp", c.URL[len("https://"):])
-		c.must(err)
-	}
-	srv := &http.Server{Handler: co.Handler(), ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug)}
-	done := make(chan struct{})
-	go func() { defer close(done); co.Run(ctx) }()
-	l := tls.NewListener(c.listener, co.TLS(selfSigned(c.T, c.TLS)))
-	go srv.Serve(l)
-	c.listener = nil
-	c.stop = func() {
-		srv.Close()
-		cancel()
-		<-done
-		archive.Close()
-		order.Close()
-	}
-	c.T.Cleanup(c.StopCoordinator)
+	c.Host.Start()
 }
 
 // StopCoordinator stops it; StartCoordinator can follow.
-func (c *Cluster) StopCoordinator() {
-	if c.stop != nil {
-		c.stop()
-		c.stop = nil
-	}
-}
-
-func selfSigned(t testing.TB, k hsm.Key) tls.Certificate {
-	t.Helper()
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, k.Public(), k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: k}
-}
+func (c *Cluster) StopCoordinator() { c.Host.Stop() }
 
 // StartNotary runs one notary on what its directory holds.
 func (c *Cluster) StartNotary(n *Notary) {
 	c.T.Helper()
-	y, err := notary.New(notary.Config{Charter: c.ID, Dir: n.Dir, Client: c.Client, Signing: n.Signing, Exchange: n.Exchange,
+	y, err := notary.New(notary.Config{Charter: c.ID, Dir: n.Dir, Client: n.Wire.Client, Signing: n.Signing, Exchange: n.Exchange,
 		Witness: n.Witness, Sealer: n.Sealer, Log: c.Log.With("notary", n.Name)})
 	c.must(err)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -409,9 +379,26 @@ func (c *Cluster) Decide(person string, request signoff.Digest, d signoff.Decisi
 	return c.Sign(person, a)
 }
 
-type logWriter struct{ t testing.TB }
+// Logged reports whether any program of the cluster has warned with all of
+// the words.
+func (c *Cluster) Logged(words ...string) bool {
+	c.logged.mu.Lock()
+	defer c.logged.mu.Unlock()
+	return slices.ContainsFunc(c.logged.lines, func(line string) bool {
+		return !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) })
+	})
+}
 
-func (w logWriter) Write(b []byte) (int, error) {
+type logWriter struct {
+	t     testing.TB
+	mu    sync.Mutex
+	lines []string
+}
+
+func (w *logWriter) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.lines = append(w.lines, string(b))
 	if w.t.Context().Err() == nil {
 		w.t.Log(string(b))
 	}
