@@ -14,11 +14,14 @@ func TestMain(m *testing.M) {
 
 // The pages of testdata are run by the command itself, each in a directory with
 // the charter and a configuration for each person, against one cluster.
-// $CHARTER is the charter's digest.
+// $CHARTER is the charter's digest, $ESCAPE a
+// text that would draw on the screen, $LOG the directory of the log.
 func TestScripts(t *testing.T) {
 	d := newDesk(t)
 	testscript.Run(t, testscript.Params{Dir: "testdata", Setup: func(e *testscript.Env) error {
 		e.Setenv("CHARTER", d.ID.String())
+		e.Setenv("LOG", filepath.Join(d.Dir, "log"))
+		e.Setenv("ESCAPE", "a \x1b[31mred\u202e herring")
 		return os.CopyFS(filepath.Clean(e.WorkDir), os.DirFS(d.work))
 	}})
 }

@@ -145,7 +145,7 @@ func showCmd(a *app) *cobra.Command {
 
 func showText(w writer, v requestView) {
 	fmt.Fprint(w, v.Text)
-	fmt.Fprintf(w, "\nstate        %s %s\n", v.State, v.Ended)
+	fmt.Fprintf(w, "\nstate        %s\n", strings.TrimSpace(v.State+" "+v.Ended))
 	if !v.Warrant.IsZero() {
 		fmt.Fprintf(w, "warrant      %s\n", v.Warrant)
 	}

@@ -35,6 +35,7 @@ func newDesk(t *testing.T) *desk {
 		t.Fatal(err)
 	}
 	d.write("charter.json", genesis.Payload)
+	d.write("policy.yaml", []byte(signofftest.Policy))
 	for _, name := range []string{"alice", "bob", "carol", "dave", "erin"} {
 		d.write(name+".yaml", fmt.Appendf(nil, "charter: %s\ncharterFile: charter.json\nname: %s\nsigning: file:%s\nexchange: file:%s\nstate: state-%s\n",
 			d.ID, name, filepath.Join(d.Dir, name+".pem"), filepath.Join(d.Dir, name+"-x.pem"), name))

@@ -138,6 +138,9 @@ func (f *Follower) accept(claimed proof.Checkpoint, note []byte, open opener) (p
 	if root, ok := f.auth.RootAt(claimed.Size); !ok || root != Digest(claimed.Root) {
 		return claimed, fmt.Errorf("follow: checkpoint at size %d has root %s, the entries give %s: %w", claimed.Size, Digest(claimed.Root), root, ErrRollback)
 	}
+	if f.auth.State().Charter == nil {
+		return claimed, fmt.Errorf("follow: the log does not begin with charter %s, the one given as anchor", f.charter)
+	}
 	trust, err := Trust(f.auth.State())
 	if err != nil {
 		return claimed, err
