@@ -100,24 +100,44 @@ func (a *app) lineOf(document dsse.Digest) ([]byte, error) {
 func groupCmd(a *app) *cobra.Command {
 	return &cobra.Command{Use: "group", Short: "print the notaries' joint public key, PEM", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := a.sync(cmd.Context(), 1); err != nil {
-				return err
-			}
-			var key signoff.PublicKey
-			if err := a.view(func(_ *authority.Authority, s *authority.State) (err error) {
+			return a.printPEM(cmd, func(s *authority.State) (signoff.PublicKey, error) {
 				if s.GroupKey() == nil {
-					return errors.New("the notaries have no group key yet")
+					return signoff.PublicKey{}, errors.New("the notaries have no group key yet")
 				}
-				key, err = signoff.NewPublicKey(s.GroupKey(), hsm.ClassSealed)
-				return err
-			}); err != nil {
-				return err
-			}
-			_, err := a.Out.Write(publicPEM(key))
-			return err
+				return signoff.NewPublicKey(s.GroupKey(), hsm.ClassSealed)
+			})
 		}}
 }
 
-func publicPEM(k signoff.PublicKey) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: k.SPKI})
+func pemCmd(a *app) *cobra.Command {
+	return &cobra.Command{Use: "pem NAME", Short: "print the public signing key of a person or notary, PEM", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.printPEM(cmd, func(s *authority.State) (signoff.PublicKey, error) {
+				if p, ok := s.PersonNamed(args[0]); ok {
+					return p.Signing, nil
+				}
+				for i := range s.Charter.Notaries {
+					if s.Charter.Notaries[i].Name == args[0] {
+						return s.Charter.Notaries[i].Signing, nil
+					}
+				}
+				return signoff.PublicKey{}, fmt.Errorf("%q is no person or notary of the charter", args[0])
+			})
+		}}
+}
+
+// printPEM prints a key of the verified state, for other tools to check with.
+func (a *app) printPEM(cmd *cobra.Command, find func(*authority.State) (signoff.PublicKey, error)) error {
+	if err := a.sync(cmd.Context(), 1); err != nil {
+		return err
+	}
+	var key signoff.PublicKey
+	if err := a.view(func(_ *authority.Authority, s *authority.State) (err error) {
+		key, err = find(s)
+		return err
+	}); err != nil {
+		return err
+	}
+	_, err := a.Out.Write(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: key.SPKI}))
+	return err
 }
