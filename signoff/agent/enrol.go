@@ -15,13 +15,13 @@ import (
 // activate answers the notaries' challenges for open requests to enrol this
 // very node with this very enrolment.
 func (a *Agent) activate(ctx context.Context) {
-	boxes := map[Digest]*mailbox{}
+	boxes := map[Digest]*api.Reader{}
 	for ctx.Err() == nil {
 		news := a.news()
 		open := a.openEnrolments()
 		for _, request := range open {
 			if boxes[request] == nil {
-				boxes[request] = &mailbox{topic: api.TopicEnrol(request)}
+				boxes[request] = api.NewReader(api.TopicEnrol(request))
 			}
 			if err := a.answerAll(ctx, request, boxes[request]); err != nil && ctx.Err() == nil {
 				a.cfg.Log.Warn("cannot answer challenges", "request", request, "err", err)
@@ -55,8 +55,8 @@ func (a *Agent) openEnrolments() []Digest {
 
 // answerAll answers what came. A message that is no challenge of a notary for
 // this request is passed over: anyone can write into the mailbox.
-func (a *Agent) answerAll(ctx context.Context, request Digest, box *mailbox) error {
-	msgs, err := box.receive(ctx, a.client(), 0)
+func (a *Agent) answerAll(ctx context.Context, request Digest, box *api.Reader) error {
+	msgs, err := box.Receive(ctx, a.client(), 0)
 	if err != nil {
 		return err
 	}
@@ -73,7 +73,7 @@ func (a *Agent) answerAll(ctx context.Context, request Digest, box *mailbox) err
 		if err != nil {
 			return err
 		}
-		if err := a.client().Send(ctx, box.topic, answer); err != nil {
+		if err := a.client().Send(ctx, box.Topic(), answer); err != nil {
 			return err
 		}
 	}

@@ -114,13 +114,13 @@ func (a *Agent) halted(s *authority.State, request Digest) error {
 
 // hearHalts reads the topic on which halts are pushed.
 func (a *Agent) hearHalts(ctx context.Context) {
-	box := &mailbox{topic: api.TopicHalts}
+	box := api.NewReader(api.TopicHalts)
 	for ctx.Err() == nil {
 		if a.state(func(*authority.State) error { return nil }) != nil {
 			pause(ctx, 100*time.Millisecond) // nothing runs, and nothing can judge it
 			continue
 		}
-		msgs, err := box.receive(ctx, a.client(), 20*time.Second)
+		msgs, err := box.Receive(ctx, a.client(), 20*time.Second)
 		if err != nil {
 			pause(ctx, 500*time.Millisecond)
 			continue

@@ -138,9 +138,9 @@ func busy(s *authority.State) bool {
 
 // listen watches for people who ask to be looked at and for halts.
 func (n *Notary) listen(ctx context.Context) error {
-	wake, halts := &mailbox{topic: api.TopicWake}, &mailbox{topic: api.TopicHalts}
+	wake, halts := api.NewReader(api.TopicWake), api.NewReader(api.TopicHalts)
 	for ctx.Err() == nil {
-		msgs, err := wake.receive(ctx, n.cfg.Client, time.Second)
+		msgs, err := wake.Receive(ctx, n.cfg.Client, time.Second)
 		if err != nil {
 			pause(ctx, 500*time.Millisecond)
 			continue
@@ -150,7 +150,7 @@ func (n *Notary) listen(ctx context.Context) error {
 			n.woken = time.Now()
 			n.mu.Unlock()
 		}
-		if msgs, err = halts.receive(ctx, n.cfg.Client, 0); err == nil {
+		if msgs, err = halts.Receive(ctx, n.cfg.Client, 0); err == nil {
 			n.noteHalts(msgs)
 		}
 	}

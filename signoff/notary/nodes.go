@@ -21,7 +21,7 @@ import (
 type enrolSession struct {
 	secret [32]byte
 	sent   time.Time
-	box    *mailbox
+	box    *api.Reader
 }
 
 // challengeAgain is how long an unanswered challenge stands.
@@ -37,7 +37,7 @@ func (n *Notary) planActivation(l look) (func(context.Context) error, error) {
 		}
 		s := n.enrols[id]
 		if s == nil {
-			s = &enrolSession{box: &mailbox{topic: api.TopicEnrol(id)}}
+			s = &enrolSession{box: api.NewReader(api.TopicEnrol(id))}
 			n.enrols[id] = s
 		}
 		// A copy: what follows runs without the lock on the state, and
@@ -52,7 +52,7 @@ func (n *Notary) activate(ctx context.Context, s *enrolSession, request Digest, 
 	if time.Since(s.sent) > challengeAgain {
 		return n.challenge(ctx, s, request, e, state)
 	}
-	msgs, err := s.box.receive(ctx, n.cfg.Client, 0)
+	msgs, err := s.box.Receive(ctx, n.cfg.Client, 0)
 	if err != nil {
 		return err
 	}
@@ -95,7 +95,7 @@ func (n *Notary) challenge(ctx context.Context, s *enrolSession, request Digest,
 		return err
 	}
 	s.sent = time.Now()
-	return n.cfg.Client.Send(ctx, s.box.topic, doc.Line())
+	return n.cfg.Client.Send(ctx, s.box.Topic(), doc.Line())
 }
 
 // planEpoch proposes the next epoch. The notaries take turns; each waits a
@@ -142,9 +142,9 @@ const maxEvidenceKept = 4 * signoff.MaxEvidence
 // leases that the fold derives from it.
 func (n *Notary) proposeEpoch(ctx context.Context) error {
 	if n.evidence == nil {
-		n.evidence = &mailbox{topic: api.TopicEvidence}
+		n.evidence = api.NewReader(api.TopicEvidence)
 	}
-	msgs, err := n.evidence.receive(ctx, n.cfg.Client, 0)
+	msgs, err := n.evidence.Receive(ctx, n.cfg.Client, 0)
 	if err != nil {
 		return err
 	}

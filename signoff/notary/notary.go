@@ -61,7 +61,7 @@ type Notary struct {
 
 	// The duties' own memory; only their goroutine touches it.
 	signing    map[Digest]*signSession
-	evidence   *mailbox
+	evidence   *api.Reader
 	offered    []Digest
 	epochSeen  uint64
 	epochSince int64

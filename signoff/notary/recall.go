@@ -32,7 +32,7 @@ func (n *Notary) recall(ctx context.Context) error {
 	if _, err := rand.Read(nonce); err != nil {
 		return err
 	}
-	box := &mailbox{topic: api.TopicPositions}
+	box := api.NewReader(api.TopicPositions)
 	answers := map[Digest]signoff.Seen{}
 	asked := time.Time{}
 	for ctx.Err() == nil {
@@ -52,7 +52,7 @@ func (n *Notary) recall(ctx context.Context) error {
 			}
 			asked = time.Now()
 		}
-		msgs, err := box.receive(ctx, n.cfg.Client, time.Second)
+		msgs, err := box.Receive(ctx, n.cfg.Client, time.Second)
 		if err != nil {
 			pause(ctx, time.Second)
 			continue
@@ -128,9 +128,9 @@ func (n *Notary) takeAnswers(msgs [][]byte, nonce []byte, answers map[Digest]sig
 
 // answerPositions answers other notaries' questions.
 func (n *Notary) answerPositions(ctx context.Context) error {
-	box := &mailbox{topic: api.TopicPositions}
+	box := api.NewReader(api.TopicPositions)
 	for ctx.Err() == nil {
-		msgs, err := box.receive(ctx, n.cfg.Client, 5*time.Second)
+		msgs, err := box.Receive(ctx, n.cfg.Client, 5*time.Second)
 		if err != nil {
 			pause(ctx, time.Second)
 			continue

@@ -29,7 +29,7 @@ type signSession struct {
 	message []byte // what is signed: the PAE of the payload
 	group   *frost.Group
 	books   *signBooks
-	box     *mailbox
+	box     *api.Reader
 	nonces  map[int]*frost.Nonce // by session, -1 for the one on offer
 	offer   *frost.Commitment
 	asked   uint32 // attempt in which this notary last offered
@@ -47,7 +47,7 @@ func (n *Notary) newSession(request Digest, payload []byte, l look) (*signSessio
 		return nil, err
 	}
 	return &signSession{request: request, payload: payload, message: message, group: l.state.Group, books: books,
-		box: &mailbox{topic: api.TopicSign(sha256.Sum256(payload))}, nonces: map[int]*frost.Nonce{}, began: l.now}, nil
+		box: api.NewReader(api.TopicSign(sha256.Sum256(payload))), nonces: map[int]*frost.Nonce{}, began: l.now}, nil
 }
 
 // planSign works on the first satisfied request. What is signed is what the
@@ -110,7 +110,7 @@ func (s *signSession) discard() {
 
 // advance reads new mail, answers what is asked, and offers again if stuck.
 func (n *Notary) advance(ctx context.Context, s *signSession, signers map[Digest]signer) error {
-	msgs, err := s.box.receive(ctx, n.cfg.Client, 0)
+	msgs, err := s.box.Receive(ctx, n.cfg.Client, 0)
 	if err != nil {
 		return err
 	}
@@ -203,7 +203,7 @@ func (n *Notary) post(ctx context.Context, s *signSession, m *signoff.Signing) e
 	if err != nil {
 		return err
 	}
-	return n.cfg.Client.Send(ctx, s.box.topic, doc.Line())
+	return n.cfg.Client.Send(ctx, s.box.Topic(), doc.Line())
 }
 
 // appendWarrant hands the finished warrant in. All notaries do; the log takes
