@@ -43,7 +43,9 @@ func (d decision) recovery(r *signoff.Recovery) ([]change, error) {
 	if !reached {
 		return nil, errors.New("no notary's position is the base: entries nobody cosigned would be kept")
 	}
-	return []change{{key: "log-key", value: r.Log, put: func(s *State) { s.LogKey = r.Log }}}, nil
+	return []change{{key: "log-key", value: r.Log, put: func(s *State) {
+		s.LogKey, s.Recoveries, s.Recovered = r.Log, s.Recoveries+1, d.index+1
+	}}}, nil
 }
 
 func (d decision) position(line string, r *signoff.Recovery) (*signoff.Position, error) {
@@ -61,6 +63,14 @@ func (d decision) position(line string, r *signoff.Recovery) (*signoff.Position,
 	fp := r.Log.Fingerprint()
 	if !bytes.Equal(p.Answer, fp[:]) {
 		return nil, fmt.Errorf("notary %s stated its position for another log key", p.Notary)
+	}
+	// What was stated for an earlier recovery says nothing about what was
+	// cosigned since; an old log key could come back with it.
+	if p.Seen.Size < d.state.Recovered {
+		return nil, fmt.Errorf("notary %s stated size %d, which is before the recovery at entry %d", p.Notary, p.Seen.Size, d.state.Recovered-1)
+	}
+	if p.Seen == (signoff.Seen{}) {
+		return p, nil // cosigned nothing yet, so it stands on every log
 	}
 	return p, d.saw(p.Seen)
 }

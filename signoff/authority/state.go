@@ -25,6 +25,9 @@ type State struct {
 	InForce bool             // every founding person has accepted
 	LogKey  signoff.PublicKey
 
+	Recoveries uint64 // how often the log key was replaced
+	Recovered  uint64 // size of the log with the last Recovery in it, 0 if none
+
 	Accepted  map[Digest]bool
 	Policy    *PolicyRecord
 	Keygen    *Keygen
