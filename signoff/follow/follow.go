@@ -40,12 +40,12 @@ type Follower struct {
 	source  Source
 	observe func(authority.Outcome, []byte)
 
-	mu   sync.Mutex
-	auth *authority.Authority
-	last proof.Checkpoint // the last checkpoint accepted
-	note []byte
-	// tainted: the fold went past last to a checkpoint that did not verify.
-	tainted bool
+	mu         sync.Mutex
+	auth       *authority.Authority
+	last       proof.Checkpoint // the last checkpoint accepted
+	note       []byte
+	trust      proof.Trust // what it was held to
+	recoveries uint64      // in the log up to it
 }
 
 // New starts at the charter digest, the caller's trust anchor. observe, if not
@@ -66,7 +66,7 @@ func New(charter Digest, source Source, observe func(authority.Outcome, []byte))
 func (f *Follower) View(fn func(a *authority.Authority, c proof.Checkpoint, note []byte) error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.last.Size == 0 || f.tainted || f.auth.Size() != f.last.Size {
+	if f.last.Size == 0 || f.auth.Size() != f.last.Size {
 		return errors.New("follow: the state is not at a verified checkpoint; sync again")
 	}
 	return fn(f.auth, f.last, f.note)
@@ -94,77 +94,104 @@ func Trust(s *authority.State) (proof.Trust, error) {
 
 // Final folds up to the checkpoint in note and accepts it if it is final.
 func (f *Follower) Final(ctx context.Context, note []byte) (proof.Checkpoint, error) {
-	return f.advance(ctx, note, proof.OpenFinal)
+	return f.advance(ctx, note, rule{open: proof.OpenFinal})
 }
 
 // Committed is Final without the quorum: for those whose cosignature makes it.
+// What was seen that way need not stay: a recovery drops entries that are not
+// final. So a log with a further recovery may lack them, and no other log may.
 func (f *Follower) Committed(ctx context.Context, note []byte) (proof.Checkpoint, error) {
-	return f.advance(ctx, note, proof.Open)
+	return f.advance(ctx, note, rule{open: proof.Open, droppable: true})
 }
 
-type opener func(note []byte, t proof.Trust) (proof.Checkpoint, []proof.Cosignature, error)
+// A rule says what a checkpoint is held to.
+type rule struct {
+	open      func(note []byte, t proof.Trust) (proof.Checkpoint, []proof.Cosignature, error)
+	droppable bool // a recovery may drop what was accepted before
+}
 
-// advance folds first and then checks signatures against the keys of the very
-// state that the checkpoint is about; a fold whose checkpoint does not verify
-// is never shown as accepted.
-func (f *Follower) advance(ctx context.Context, note []byte, open opener) (proof.Checkpoint, error) {
+// advance takes the checkpoint in note if the rule lets it. Entries folded for
+// a checkpoint that did not verify are nobody's word: what a call that failed
+// left in the fold is built on only as long as it proves right.
+func (f *Follower) advance(ctx context.Context, note []byte, r rule) (proof.Checkpoint, error) {
 	claimed, err := proof.Unverified(note)
 	if err != nil {
 		return proof.Checkpoint{}, err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if claimed.Size < f.last.Size {
+	renewed := r.droppable && f.last.Size > 0 && !f.signed(note)
+	if claimed.Size < f.last.Size && !renewed {
 		return claimed, fmt.Errorf("follow: checkpoint of %d entries, %d were seen: %w", claimed.Size, f.last.Size, ErrRollback)
 	}
-	if f.tainted {
-		// Entries folded for a checkpoint that did not verify are
-		// nobody's word; begin again rather than build on them.
-		if f.auth, err = authority.New(f.charter); err != nil {
-			return claimed, err
+	if !renewed && claimed.Size >= f.auth.Size() {
+		left := f.auth.Size() > f.last.Size
+		c, err := f.reach(ctx, f.auth, claimed, note, r)
+		if !left || !errors.Is(err, ErrRollback) {
+			return c, err
 		}
-		f.tainted = false
 	}
-	if err := f.fold(ctx, claimed.Size); err != nil {
+	fresh, err := authority.New(f.charter)
+	if err != nil {
 		return claimed, err
 	}
-	c, err := f.accept(claimed, note, open)
-	f.tainted = err != nil
-	return c, err
+	return f.reach(ctx, fresh, claimed, note, r)
 }
 
-// accept checks the fold, which has reached the checkpoint's size, against it.
-func (f *Follower) accept(claimed proof.Checkpoint, note []byte, open opener) (proof.Checkpoint, error) {
-	if root, ok := f.auth.RootAt(claimed.Size); !ok || root != Digest(claimed.Root) {
-		return claimed, fmt.Errorf("follow: checkpoint at size %d has root %s, the entries give %s: %w", claimed.Size, Digest(claimed.Root), root, ErrRollback)
+// signed reports whether the log key last seen in force signed the note.
+func (f *Follower) signed(note []byte) bool {
+	_, _, err := proof.Open(note, f.trust)
+	return err == nil
+}
+
+// reach folds a up to the checkpoint's size and, if that is the checkpoint,
+// accepts it.
+func (f *Follower) reach(ctx context.Context, a *authority.Authority, claimed proof.Checkpoint, note []byte, r rule) (proof.Checkpoint, error) {
+	if err := f.fold(ctx, a, claimed.Size); err != nil {
+		return claimed, err
 	}
-	if f.auth.State().Charter == nil {
-		return claimed, fmt.Errorf("follow: the log does not begin with charter %s, the one given as anchor", f.charter)
-	}
-	trust, err := Trust(f.auth.State())
+	trust, err := f.check(a, claimed, note, r)
 	if err != nil {
 		return claimed, err
 	}
-	c, _, err := open(note, trust)
+	f.auth, f.last, f.note, f.trust, f.recoveries = a, claimed, note, trust, a.State().Recoveries
+	return claimed, nil
+}
+
+// check holds a fold and the checkpoint of its size against each other, with
+// the keys of the very state that the checkpoint is about.
+func (f *Follower) check(a *authority.Authority, claimed proof.Checkpoint, note []byte, r rule) (proof.Trust, error) {
+	if root, ok := a.RootAt(claimed.Size); !ok || root != Digest(claimed.Root) {
+		return proof.Trust{}, fmt.Errorf("follow: checkpoint at size %d has root %s, the entries give %s: %w", claimed.Size, Digest(claimed.Root), root, ErrRollback)
+	}
+	trust, err := Trust(a.State())
 	if err != nil {
-		return claimed, err
+		return trust, err
 	}
-	if seen, ok := f.auth.RootAt(f.last.Size); f.last.Size > 0 && (!ok || seen != Digest(f.last.Root)) {
-		return c, fmt.Errorf("follow: entries below %d are not those seen before: %w", f.last.Size, ErrRollback)
+	if _, _, err := r.open(note, trust); err != nil {
+		return trust, err
 	}
-	if f.auth.StateDigest() != Digest(c.State) {
-		return c, fmt.Errorf("follow: checkpoint at size %d has state %s, this fold gives %s: programs of different versions, or a dishonest log", c.Size, Digest(c.State), f.auth.StateDigest())
+	if !f.extended(a) && !(r.droppable && a.State().Recoveries > f.recoveries) {
+		return trust, fmt.Errorf("follow: entries below %d are not those seen before: %w", f.last.Size, ErrRollback)
 	}
-	f.last, f.note = c, note
-	return c, nil
+	if a.StateDigest() != Digest(claimed.State) {
+		return trust, fmt.Errorf("follow: checkpoint at size %d has state %s, this fold gives %s: programs of different versions, or a dishonest log", claimed.Size, Digest(claimed.State), a.StateDigest())
+	}
+	return trust, nil
+}
+
+// extended reports whether a contains the checkpoint last accepted.
+func (f *Follower) extended(a *authority.Authority) bool {
+	root, ok := a.RootAt(f.last.Size)
+	return f.last.Size == 0 || ok && root == Digest(f.last.Root)
 }
 
 // fold applies entries up to size. A missing blob stops it where it is; the
 // next call goes on.
-func (f *Follower) fold(ctx context.Context, size uint64) error {
+func (f *Follower) fold(ctx context.Context, a *authority.Authority, size uint64) error {
 	blobs := fetcher{ctx, f.source}
-	for f.auth.Size() < size {
-		from := f.auth.Size()
+	for a.Size() < size {
+		from := a.Size()
 		lines, err := f.source.Entries(ctx, from, size)
 		if err != nil {
 			return fmt.Errorf("follow: entries from %d: %w", from, err)
@@ -173,10 +200,10 @@ func (f *Follower) fold(ctx context.Context, size uint64) error {
 			return fmt.Errorf("follow: the source has no entry %d of %d", from, size)
 		}
 		for _, line := range lines {
-			if f.auth.Size() == size {
+			if a.Size() == size {
 				break
 			}
-			out, err := f.auth.Apply(line, blobs)
+			out, err := a.Apply(line, blobs)
 			if err != nil {
 				return err
 			}
