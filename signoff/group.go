@@ -188,7 +188,9 @@ func (r *Recovery) Validate() error {
 
 // A Position is a notary's signed statement of the last checkpoint that it
 // cosigned. It is exchanged between notaries and put into a Recovery; alone
-// it is no log entry. Answer repeats the asker's nonce.
+// it is no log entry. Answer repeats the 16-byte nonce of a notary that
+// restarted, or is the 32-byte fingerprint of a recovery's new log key, so that
+// nobody who asks where a notary stands gets a word to recover with.
 type Position struct {
 	Charter Digest `json:"charter"`
 	Notary  Digest `json:"notary"`
@@ -206,13 +208,17 @@ func (p *Position) subjects() []dsse.Subject {
 	return []dsse.Subject{dsse.About("charter", p.Charter)}
 }
 
-// Validate wants a notary and an answer of 1 to 64 bytes.
+// Validate wants a notary, an answer of one of the two lengths, which keep a
+// restart's question and a recovery's apart, and a whole checkpoint or none.
 func (p *Position) Validate() error {
 	if p.Notary.IsZero() {
 		return missing("notary")
 	}
-	if n := len(p.Answer); n == 0 || n > 64 {
-		return fmt.Errorf("an answer of %d bytes, want 1 to 64", n)
+	if n := len(p.Answer); n != 16 && n != 32 {
+		return fmt.Errorf("an answer of %d bytes, want 16 for a restart or 32 for a recovery", n)
 	}
-	return nil
+	if p.Seen == (Seen{}) {
+		return nil
+	}
+	return p.Seen.check()
 }

@@ -244,6 +244,9 @@ func (l *Launch) check() error {
 	if err := checkDigests("pool", l.Pool, MaxPool); err != nil {
 		return err
 	}
+	if n := len(l.Objects) * len(l.Pool); n > MaxShares {
+		return fmt.Errorf("%d objects for %d nodes: an approval would carry %d shares, at most %d fit; ask for a smaller pool at a time", len(l.Objects), len(l.Pool), n, MaxShares)
+	}
 	if l.Uses < 1 || l.Uses > MaxUses {
 		return fmt.Errorf("uses %d, want 1 to %d", l.Uses, MaxUses)
 	}

@@ -23,7 +23,7 @@ func CheckText(field, s string) error {
 		return fmt.Errorf("%s is not valid UTF-8", field)
 	}
 	for i, r := range s {
-		if !unicode.IsPrint(r) {
+		if !unicode.IsPrint(r) || invisible(r) {
 			return fmt.Errorf("%s has the character %U at byte %d; only printable characters and plain spaces are allowed", field, r, i)
 		}
 	}
@@ -31,6 +31,13 @@ func CheckText(field, s string) error {
 		return fmt.Errorf("%s begins or ends with a space", field)
 	}
 	return nil
+}
+
+// invisible reports whether r takes part in no picture although it counts as
+// printable: fillers, joiners, variation selectors and the blank of braille.
+// Two texts that look alike would have two digests.
+func invisible(r rune) bool {
+	return unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector) || r == '\u2800'
 }
 
 // CheckName accepts the names of people, notaries, roles and nodes: lower-case

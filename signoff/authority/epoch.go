@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -132,25 +133,49 @@ func (a *Authority) lease(n *Node, number uint64, given []*Presented) Lease {
 		Charter: s.ID, Epoch: number, Node: n.ID, AK: n.Keys.AKName, Verdict: attest.StatusFail, Emulated: n.Keys.Emulated,
 		Policy: s.Policy.Digest, Duration: s.Policy.Compiled.Leases().Lease,
 	}
-	switch len(given) {
-	case 0:
+	if len(given) == 0 {
 		l.Reason, l.Remedy = ReasonSilent, "see that keyturn-agent runs on the node and reaches a coordinator"
 		return l
-	case 1:
-	default:
+	}
+	p, v, quotes := a.judgeGiven(n, given)
+	if quotes > 1 {
 		l.Reason, l.Remedy = "two different pieces of evidence in one epoch", "treat the node as copied: retire it and look for the other one"
 		return l
 	}
-	p := given[0]
 	l.Nonce = p.Evidence.AgentNonce
-	v := a.appraise(n, p, attest.DomainEpoch, Digest{}, s.epochFloor(n))
-	l.Verdict, l.Reason, l.Remedy = v.Status, v.Reason, v.Remedy
+	l.Verdict, l.Reason, l.Remedy = v.Status, printable(v.Reason), printable(v.Remedy)
 	l.Reset, l.Restart, l.clock = v.Clock.ResetCount, v.Clock.RestartCount, v.Clock
 	if v.Passed() {
 		l.Warrants, l.Halts = s.liveOn(n.ID)
 	}
 	return l
 }
+
+// judgeGiven appraises what was put forward in a node's name, takes the best
+// of it, and counts the quotes that the node's TPM made for this epoch. Anyone
+// can name a node in a blob, or wrap its quote anew: neither disputes anything.
+func (a *Authority) judgeGiven(n *Node, given []*Presented) (best *Presented, verdict attest.Verdict, quotes int) {
+	proved, rank := map[string]bool{}, -1
+	for _, p := range given {
+		v := a.appraise(n, p, attest.DomainEpoch, Digest{}, a.state.epochFloor(n))
+		worth := 0
+		if v.Clock != (attest.Clock{}) { // the quote verified
+			proved[string(p.Evidence.Quote)] = true
+			worth = 1
+		}
+		if v.Passed() {
+			worth = 2
+		}
+		if worth > rank {
+			best, verdict, rank = p, v, worth
+		}
+	}
+	return best, verdict, len(proved)
+}
+
+// printable keeps a reason fit for a leaf: JSON holds nothing but UTF-8, and a
+// leaf that cannot be written would hold the epoch up.
+func printable(s string) string { return strings.ToValidUTF8(s, "?") }
 
 // WouldPass reports whether the evidence would pass in the next epoch, for a
 // notary that chooses what to put forward.

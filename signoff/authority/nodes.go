@@ -67,7 +67,8 @@ func (d decision) claim(c *signoff.Claim) ([]change, error) {
 	return []change{putWarrant(&used), putNode(&node), putClaim(rec)}, nil
 }
 
-// leased wants a passing verdict in the epoch in force.
+// leased wants a passing verdict in the epoch in force, and that epoch not
+// older than a lease: when epochs stop coming, starts stop too.
 func (s *State) leased(node Digest) error {
 	l, _, ok := s.Epoch.Lease(node)
 	if !ok {
@@ -75,6 +76,9 @@ func (s *State) leased(node Digest) error {
 	}
 	if l.Verdict != VerdictPass {
 		return fmt.Errorf("node %s has no lease: %s", node, l.Reason)
+	}
+	if age := s.Time - s.Epoch.Time; age >= l.Duration {
+		return fmt.Errorf("node %s's lease of %d s ended: the epoch in force is %d s old", node, l.Duration, age)
 	}
 	return nil
 }

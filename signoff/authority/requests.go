@@ -120,22 +120,8 @@ func (d decision) approval(a *signoff.Approval) ([]change, error) {
 	if err := d.saw(a.Seen); err != nil {
 		return nil, err
 	}
-	rule, err := d.state.Policy.Compiled.Rule(policy.Action(old.Doc.Action))
-	if err != nil {
-		return nil, err
-	}
-	if a.Rule != d.state.RuleDigest(rule) {
-		return nil, fmt.Errorf("made under rule %s, the rule in force is %s: look at the request again", a.Rule, d.state.RuleDigest(rule))
-	}
-	text, err := d.state.Display(a.Request)
-	if err != nil {
-		return nil, err
-	}
-	if shown := Digest(sha256.Sum256([]byte(text))); a.Display != shown {
-		return nil, fmt.Errorf("signed the text %s, the request reads %s", a.Display, shown)
-	}
 	if a.Decision == signoff.Approve {
-		if err := d.checkShares(old, a); err != nil {
+		if err := d.checkApprove(old, a); err != nil {
 			return nil, err
 		}
 	}
@@ -146,6 +132,34 @@ func (d decision) approval(a *signoff.Approval) ([]change, error) {
 		rec.Ended = "withdrawn by the requester"
 	}
 	return []change{putRequest(&rec)}, nil
+}
+
+// checkApprove checks what only a yes needs: stopping is always easier than
+// starting, so a no counts under whichever rule and text it was signed.
+func (d decision) checkApprove(r *Request, a *signoff.Approval) error {
+	rule, err := d.state.Policy.Compiled.Rule(policy.Action(r.Doc.Action))
+	if err != nil {
+		return err
+	}
+	if want := d.state.RuleDigest(rule); a.Rule != want {
+		return fmt.Errorf("made under rule %s, the rule in force is %s: look at the request again", a.Rule, want)
+	}
+	text, err := d.state.Display(a.Request)
+	if err != nil {
+		return err
+	}
+	if shown := Digest(sha256.Sum256([]byte(text))); a.Display != shown {
+		return fmt.Errorf("signed the text %s, the request reads %s", a.Display, shown)
+	}
+	// Whoever carries documents may hold an approval back and bring it after
+	// its own withdrawal. A person who changes their mind again has seen the
+	// log with their no in it.
+	for _, v := range r.Votes {
+		if v.Doc.Person == a.Person && v.Doc.Decision != signoff.Approve && a.Seen.Size <= v.Index {
+			return fmt.Errorf("signed before the same person's %s at entry %d was seen: look at the request again", v.Doc.Decision, v.Index)
+		}
+	}
+	return d.checkShares(r, a)
 }
 
 // RuleDigest is what an approval is bound to: the rule with its people, and
@@ -170,14 +184,17 @@ func (s *State) Display(request Digest) (string, error) {
 		return "", err
 	}
 	in := display.Input{Charter: s.Charter, ID: s.ID, Request: r.Doc, Digest: r.ID, Rule: rule,
-		Objects: map[Digest]*signoff.Object{}, Nodes: map[Digest]string{}}
+		Objects: map[Digest]*signoff.Object{}, Nodes: map[Digest]display.Node{}, Halts: map[Digest]*signoff.Halt{}}
 	for _, id := range r.Doc.Objects() {
 		if o, ok := s.Objects[id]; ok {
 			in.Objects[id] = o.Doc
 		}
 	}
 	for id, n := range s.Nodes {
-		in.Nodes[id] = n.Name
+		in.Nodes[id] = display.Node{Name: n.Name, Emulated: n.Keys.Emulated}
+	}
+	for id, h := range s.Halts {
+		in.Halts[id] = h.Doc
 	}
 	return display.Request(in), nil
 }
@@ -236,6 +253,7 @@ func (s *State) Evaluate(r *Request) (*policy.Bound, policy.Result, error) {
 	digest := s.RuleDigest(rule)
 	var votes []policy.Vote
 	for _, v := range r.Votes {
+		// A no counts under every rule, a yes under its own.
 		if v.Doc.Rule != digest && v.Doc.Decision == signoff.Approve {
 			continue
 		}
@@ -271,7 +289,7 @@ func (s *State) settle(index uint64, changes []change) []change {
 }
 
 // settled returns the request as it stands now. A satisfaction stays as it is
-// while the approvals it counted still count, so that all notaries derive the
+// while policy, rule and the approvals it counted still count, so that all notaries derive the
 // same warrant even while more approvals come in.
 func (s *State) settled(r *Request, index uint64) (*Request, bool) {
 	if r.Ended != "" {
@@ -290,7 +308,7 @@ func (s *State) settled(r *Request, index uint64) (*Request, bool) {
 		rec.Satisfied = nil
 	default:
 		counted := approvalsOf(r, res.Counted)
-		if r.Satisfied == nil || !subset(r.Satisfied.Approvals, counted) || r.Satisfied.Rule != s.RuleDigest(rule) {
+		if r.Satisfied == nil || !subset(r.Satisfied.Approvals, counted) || r.Satisfied.Rule != s.RuleDigest(rule) || r.Satisfied.Policy != s.Policy.Digest {
 			rec.Satisfied = &Satisfied{Index: index, Time: s.Time, Rule: s.RuleDigest(rule), Policy: s.Policy.Digest, Approvals: counted}
 		}
 	}

@@ -161,9 +161,9 @@ func (d decision) release(r *signoff.Release) ([]change, error) {
 		}
 		recipient = req.Doc.Export.RecipientKey.Fingerprint()
 	case req.Doc.Launch != nil:
-		c, ok := d.state.Claims[r.Claim]
-		if !ok || c.Doc.Warrant != w.ID {
-			return nil, fmt.Errorf("claim %s is not of warrant %s", r.Claim, w.ID)
+		c, err := d.state.claimed(r.Claim, w.ID)
+		if err != nil {
+			return nil, err
 		}
 		key, recipient = r.Claim, c.FreshFingerprint()
 	default:
@@ -175,6 +175,23 @@ func (d decision) release(r *signoff.Release) ([]change, error) {
 	return []change{{key: "release/" + key.Hex(), value: r, put: func(s *State) {
 		s.Releases[key] = append(append([]*signoff.Release{}, s.Releases[key]...), r)
 	}}}, nil
+}
+
+// claimed returns a claim of the warrant under which shares may go to its
+// node: the use has not ended, and the node is neither retired nor halted.
+func (s *State) claimed(id, warrant Digest) (*Claim, error) {
+	c, ok := s.Claims[id]
+	if !ok || c.Doc.Warrant != warrant {
+		return nil, fmt.Errorf("claim %s is not of warrant %s", id, warrant)
+	}
+	if c.Ended != "" {
+		return nil, fmt.Errorf("claim %s has ended: %s", id, c.Ended)
+	}
+	if !s.enrolled(c.Doc.Node) {
+		return nil, fmt.Errorf("node %s of claim %s is retired", c.Doc.Node, id)
+	}
+	_, _, err := s.Live(warrant, c.Doc.Node)
+	return c, err
 }
 
 func (d decision) checkRelease(r *signoff.Release, req *Request, key, recipient Digest) error {

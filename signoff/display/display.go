@@ -9,7 +9,8 @@
 // Everything in it that another person wrote is hostile. Documents refuse
 // text with control characters, escapes, newlines and bidirectional or
 // invisible characters; words of a command line, which may hold anything, are
-// quoted here, so that one line of text is always one line on the screen.
+// quoted here, and long text is broken here, so that one line of text is always
+// one line on the screen and nobody but this package begins one.
 package display
 
 import (
@@ -26,7 +27,7 @@ import (
 // Version heads every text.
 const Version = "keyturn display 1"
 
-// Input is what a text is written from. Objects and Nodes hold what the
+// Input is what a text is written from. Objects, Nodes and Halts hold what the
 // request names; one that is missing is shown as unknown.
 type Input struct {
 	Charter *signoff.Charter
@@ -35,7 +36,15 @@ type Input struct {
 	Digest  dsse.Digest // the request's
 	Rule    *policy.Bound
 	Objects map[dsse.Digest]*signoff.Object
-	Nodes   map[dsse.Digest]string
+	Nodes   map[dsse.Digest]Node
+	Halts   map[dsse.Digest]*signoff.Halt
+}
+
+// A Node is what is said of a machine. Emulated: its TPM is software, or
+// nobody known made it.
+type Node struct {
+	Name     string
+	Emulated bool
 }
 
 // Request writes the text: lines that end in a newline.
@@ -45,12 +54,12 @@ func Request(in Input) string {
 	w.line("%s", Version)
 	w.field("cluster", "%s, charter %s", in.Charter.Name, in.ID)
 	if in.Charter.Development {
-		w.field("", "DEVELOPMENT CHARTER: software keys and emulated machines are accepted")
+		w.field("", "DEVELOPMENT CHARTER: software keys and emulated TPMs are accepted")
 	}
 	w.field("request", "%s", in.Digest)
 	w.field("action", "%s", r.Action)
 	w.field("asked by", "%s", in.person(r.Requester))
-	w.field("purpose", "%s", safe(r.Purpose))
+	w.prose("purpose", safe(r.Purpose))
 	w.field("created", "%s", when(r.Created))
 	w.field("expires", "%s", when(r.Expiry))
 	in.part(w)
@@ -63,9 +72,9 @@ func (in Input) part(w *writer) {
 	switch {
 	case r.Export != nil:
 		in.object(w, r.Export.Object)
-		w.field("recipient", "%s", safe(r.Export.Recipient))
+		w.prose("recipient", safe(r.Export.Recipient))
 		w.field("", "key %s, %s", r.Export.RecipientKey.Fingerprint(), class(r.Export.RecipientKey))
-		w.field("destination", "%s", safe(r.Export.Destination))
+		w.prose("destination", safe(r.Export.Destination))
 		w.field("effect", "the recipient can open the weights for ever")
 	case r.Launch != nil:
 		in.launch(w, r.Launch)
@@ -80,11 +89,11 @@ func (in Input) part(w *writer) {
 	case r.Policy != nil:
 		w.field("new policy", "%s", dsse.Sum("keyturn/policy/v1", []byte(r.Policy.Policy)))
 		for _, l := range strings.Split(strings.TrimRight(r.Policy.Policy, "\n"), "\n") {
-			w.field("", "| %s", safe(l))
+			w.prose("", "| "+safe(l))
 		}
 	case r.Resume != nil:
 		for _, h := range r.Resume.Halts {
-			w.field("lifts halt", "%s", h)
+			in.halt(w, h)
 		}
 	}
 }
@@ -93,10 +102,10 @@ func (in Input) launch(w *writer, l *signoff.Launch) {
 	w.field("run", "%s", l.Name)
 	w.field("executable", "%s", l.Executable)
 	for i, a := range l.Argv {
-		w.field("", "argument %d  %s", i, strconv.QuoteToGraphic(a))
+		w.prose("", fmt.Sprintf("argument %d  %s", i, strconv.QuoteToASCII(a)))
 	}
 	for _, e := range l.Env {
-		w.field("", "environment %s", strconv.QuoteToGraphic(e))
+		w.prose("", "environment "+strconv.QuoteToASCII(e))
 	}
 	for _, o := range l.Objects {
 		in.object(w, o)
@@ -116,8 +125,10 @@ func (in Input) object(w *writer, id dsse.Digest) {
 		w.field("", "UNKNOWN to this log")
 		return
 	}
-	w.field("", "%s, sealed by %s", safe(o.Name), in.person(o.Sealer))
-	w.field("", "%d files, %d bytes, %d tensors, %d parameters, %s", o.Summary.Files, o.Summary.Bytes, o.Summary.Tensors, o.Summary.Parameters, safe(strings.Join(o.Summary.DTypes, " ")))
+	w.prose("", "named "+safe(o.Name))
+	w.field("", "sealed by %s", in.person(o.Sealer))
+	w.field("", "%d files, %d bytes, %d tensors, %d parameters", o.Summary.Files, o.Summary.Bytes, o.Summary.Tensors, o.Summary.Parameters)
+	w.prose("", "of type "+safe(strings.Join(o.Summary.DTypes, " ")))
 	w.field("", "manifest %s", o.Manifest)
 }
 
@@ -167,10 +178,32 @@ func (in Input) person(id dsse.Digest) string {
 }
 
 func (in Input) node(id dsse.Digest) string {
-	if name, ok := in.Nodes[id]; ok {
-		return name + ", id " + id.String()
+	n, ok := in.Nodes[id]
+	switch {
+	case !ok:
+		return "UNKNOWN " + id.String()
+	case n.Emulated:
+		return n.Name + ", EMULATED TPM, id " + id.String()
 	}
-	return "UNKNOWN " + id.String()
+	return n.Name + ", id " + id.String()
+}
+
+func (in Input) halt(w *writer, id dsse.Digest) {
+	w.field("lifts halt", "%s", id)
+	h, ok := in.Halts[id]
+	switch {
+	case !ok:
+		w.field("", "UNKNOWN to this log")
+		return
+	case h.Everything:
+		w.field("", "stops everything")
+	case !h.Request.IsZero():
+		w.field("", "stops request %s", h.Request)
+	default:
+		w.field("", "stops node %s", in.node(h.Node))
+	}
+	w.field("", "by %s", in.person(h.Person))
+	w.prose("", "because "+safe(h.Reason))
 }
 
 func class(k signoff.PublicKey) string { return string(k.Class) + " key" }
@@ -184,10 +217,10 @@ func when(t int64) string {
 // safe quotes text that signoff.CheckText would refuse. Documents were
 // checked when they were read; this holds for whatever comes another way.
 func safe(s string) string {
-	if s == "" || signoff.CheckText("text", s) == nil || signoff.CheckText("text", strings.TrimSpace(s)) == nil {
+	if s == "" || signoff.CheckText("text", strings.Trim(s, " ")) == nil {
 		return s
 	}
-	return strconv.QuoteToGraphic(s)
+	return strconv.QuoteToASCII(s)
 }
 
 // writer lays fields out in two columns.
@@ -197,4 +230,44 @@ func (w *writer) line(format string, args ...any) { fmt.Fprintf(&w.Builder, form
 
 func (w *writer) field(name, format string, args ...any) {
 	fmt.Fprintf(&w.Builder, "%-12s %s\n", name, fmt.Sprintf(format, args...))
+}
+
+// proseWidth leaves a terminal of 80 columns no reason to break a line itself.
+const proseWidth = 64
+
+// prose is a field of text that somebody wrote. A terminal that broke it would
+// let its author begin a line of the screen, and imitate a field; so it is
+// broken here, and what goes on is marked.
+func (w *writer) prose(name, text string) {
+	first, rest := cut(text, proseWidth)
+	w.field(name, "%s", first)
+	for rest != "" {
+		first, rest = cut(rest, proseWidth-2)
+		w.field("", "> %s", first)
+	}
+}
+
+// cut splits text after at most width columns, behind a space if there is one.
+func cut(text string, width int) (first, rest string) {
+	used, space := 0, 0
+	for i, r := range text {
+		if used += columns(r); used > width {
+			if space == 0 {
+				space = i
+			}
+			return text[:space], text[space:]
+		}
+		if r == ' ' {
+			space = i + 1
+		}
+	}
+	return text, ""
+}
+
+// columns is how wide a character may be: from Hangul on, two.
+func columns(r rune) int {
+	if r >= 0x1100 {
+		return 2
+	}
+	return 1
 }
