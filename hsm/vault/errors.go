@@ -68,10 +68,11 @@ func (s *Store) sealed(ctx context.Context) bool {
 }
 
 // loginError classifies the failure of a login: what the server refuses there
-// is neither a missing key nor a policy.
+// is neither a missing key nor a policy. Vault 1.13 answers a wrong secret id
+// with status 500, others with 400.
 func (s *Store) loginError(ctx context.Context, err error) error {
 	var refusal *api.ResponseError
-	if errors.As(err, &refusal) && refusal.StatusCode < 500 {
+	if errors.As(err, &refusal) && refusal.StatusCode <= http.StatusInternalServerError {
 		return fmt.Errorf("%w: the login was refused: %s", hsm.ErrAuthExpired, said(refusal))
 	}
 	return s.classify(ctx, err)

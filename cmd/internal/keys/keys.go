@@ -11,16 +11,19 @@ import (
 
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/hsm/file"
+	"github.com/keyturn/keyturn/hsm/sshagent"
 	"github.com/keyturn/keyturn/hsm/token"
+	"github.com/keyturn/keyturn/hsm/vault"
 )
 
-// A Ring opens keys and keeps their tokens open until Close. A PIN is asked
-// for once for each token.
+// A Ring opens keys and keeps their tokens, and the login to Vault, open until
+// Close. A PIN is asked for once for each token.
 type Ring struct {
 	pin hsm.PIN
 
 	mu     sync.Mutex
 	tokens map[string]*token.Token
+	vault  *vault.Store // nil before its first key
 }
 
 // New returns a ring that asks pin. Interactive allows the last try of a
@@ -65,10 +68,18 @@ func (r *Ring) Key(ctx context.Context, uri string, pinned crypto.PublicKey) (hs
 			return nil, err
 		}
 		return t.Key(ctx, u.Object, pinned)
+	case hsm.SchemeVault:
+		v, err := r.store(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return v.Key(ctx, uri, pinned)
+	case hsm.SchemeSSHAgent:
+		return sshagent.Open(ctx, sshagent.Config{}, uri, pinned)
 	case hsm.SchemeFile:
 		return file.Open(uri, pinned)
 	}
-	return nil, unsupported(uri)
+	return nil, unsupported(uri, "pkcs11:, vault:, ssh-agent: and file: keys sign")
 }
 
 // Decrypter opens a key-agreement key.
@@ -87,7 +98,7 @@ func (r *Ring) Decrypter(ctx context.Context, uri string, pinned *ecdh.PublicKey
 	case hsm.SchemeFile:
 		return file.OpenDecrypter(uri, pinned)
 	}
-	return nil, unsupported(uri)
+	return nil, unsupported(uri, "only pkcs11: and file: keys agree on secrets; a key in Vault or in an SSH agent signs and opens no share")
 }
 
 // Sealer opens a sealing key.
@@ -103,17 +114,23 @@ func (r *Ring) Sealer(ctx context.Context, uri string) (hsm.Sealer, error) {
 			return nil, err
 		}
 		return t.Sealer(ctx, u.Object)
+	case hsm.SchemeVault:
+		v, err := r.store(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return v.Sealer(ctx, uri)
 	case hsm.SchemeFile:
 		return file.OpenSealer(uri)
 	}
-	return nil, unsupported(uri)
+	return nil, unsupported(uri, "pkcs11:, vault: and file: keys seal")
 }
 
-func unsupported(uri string) error {
-	return fmt.Errorf("keys: %.80q: this build opens pkcs11: and file: keys", uri)
+func unsupported(uri, which string) error {
+	return fmt.Errorf("keys: %.80q cannot be used for this: %s", uri, which)
 }
 
-// Close closes all tokens.
+// Close closes all tokens, and gives up the login to Vault.
 func (r *Ring) Close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -121,4 +138,8 @@ func (r *Ring) Close() {
 		t.Close()
 	}
 	clear(r.tokens)
+	if r.vault != nil {
+		r.vault.Close()
+		r.vault = nil
+	}
 }
