@@ -157,8 +157,10 @@ func (c *Coordinator) each(ctx context.Context, size uint64, do func(from uint64
 	return nil
 }
 
+// refold folds the tiles. A missing blob stops it where it is, as it did
+// before the restart: the coordinator must run for the blob to come.
 func (c *Coordinator) refold(ctx context.Context) error {
-	return c.each(ctx, c.cfg.Archive.Size(), func(_ uint64, lines [][]byte) error {
+	err := c.each(ctx, c.cfg.Archive.Size(), func(_ uint64, lines [][]byte) error {
 		for _, line := range lines {
 			if _, err := c.auth.Apply(line, c.blobs(ctx)); err != nil {
 				return err
@@ -166,6 +168,10 @@ func (c *Coordinator) refold(ctx context.Context) error {
 		}
 		return nil
 	})
+	if errors.Is(err, authority.ErrMissingBlob) {
+		return nil
+	}
+	return err
 }
 
 // loadFinal takes up the last final note and refuses tiles that do not
@@ -182,8 +188,9 @@ func (c *Coordinator) loadFinal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if root, ok := c.auth.RootAt(cp.Size); !ok || root != Digest(cp.Root) {
-		return fmt.Errorf("coordinator: the tiles hold %d entries and do not contain the final checkpoint at size %d: they were rolled back or rewritten; refusing to start", c.auth.Size(), cp.Size)
+	size := c.cfg.Archive.Size()
+	if root, err := c.cfg.Archive.Root(min(cp.Size, size)); err != nil || cp.Size > size || root != cp.Root {
+		return fmt.Errorf("coordinator: the tiles hold %d entries and do not contain the final checkpoint at size %d: they were rolled back or rewritten; refusing to start", size, cp.Size)
 	}
 	c.final = note
 	return nil
@@ -218,33 +225,23 @@ func entryID(b []byte) [16]byte {
 func (c *Coordinator) Run(ctx context.Context) error {
 	for {
 		n, err := c.sequence(ctx)
-		if err == nil {
-			err = c.propose(ctx)
-		}
+		err = errors.Join(err, c.propose(ctx)) // what could be folded can be signed
 		if ctx.Err() != nil {
 			return nil
 		}
+		again := 250 * time.Millisecond // another coordinator may have appended
 		if err != nil {
 			c.cfg.Log.Error("the log stands still", "err", err)
-			sleep(ctx, time.Second)
-			continue
-		}
-		if n > 0 {
+			again = time.Second
+		} else if n > 0 {
 			continue
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-c.wake:
-		case <-time.After(250 * time.Millisecond): // another coordinator may have appended
+		case <-time.After(again):
 		}
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
 	}
 }
 
@@ -260,11 +257,13 @@ func (c *Coordinator) poke() {
 func (c *Coordinator) sequence(ctx context.Context) (int, error) {
 	size := c.cfg.Archive.Size()
 	lines, err := c.cfg.Order.Entries(ctx, size, batch)
-	if err != nil || len(lines) == 0 {
+	if err != nil {
 		return 0, err
 	}
-	if err := c.cfg.Archive.Append(lines); err != nil {
-		return 0, err
+	if len(lines) > 0 {
+		if err := c.cfg.Archive.Append(lines); err != nil {
+			return 0, err
+		}
 	}
 	return len(lines), c.foldNew(ctx)
 }
@@ -274,9 +273,10 @@ func (c *Coordinator) foldNew(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	lines, err := c.cfg.Archive.Leaves(ctx, c.auth.Size(), c.cfg.Archive.Size())
-	if err != nil {
+	if err != nil || len(lines) == 0 {
 		return err
 	}
+	defer c.announce()
 	for _, line := range lines {
 		out, err := c.auth.Apply(line, c.blobs(ctx))
 		if err != nil {
@@ -288,7 +288,6 @@ func (c *Coordinator) foldNew(ctx context.Context) error {
 		c.outcomes[out.Index] = out.Void
 		delete(c.outcomes, out.Index-min(out.Index, 65536))
 	}
-	c.announce()
 	return nil
 }
 

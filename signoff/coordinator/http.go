@@ -213,6 +213,7 @@ func (c *Coordinator) putBlob(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusServiceUnavailable, "see that the coordinator's disk has room", err)
 		return
 	}
+	c.poke() // the fold may have waited for it
 	answer(w, api.Stored{Digest: digest})
 }
 

@@ -14,6 +14,8 @@ import (
 type mail struct {
 	mu      sync.Mutex
 	box     string
+	bytes   int    // of all messages
+	sent    uint64 // messages ever
 	topics  map[string]*topic
 	order   []string // topics, oldest first
 	changed chan struct{}
@@ -22,13 +24,19 @@ type mail struct {
 type topic struct {
 	first    uint64 // number of messages[0]
 	messages [][]byte
+	bytes    int
 }
 
-// Bounds of the mailbox: topics, and bytes a topic holds.
+// Bounds of the mailbox. Anybody can write to it, so they hold for the memory
+// that the messages take, however small or many they are.
 const (
 	maxTopics     = 4096
 	maxTopicBytes = 4 << 20
+	maxMailBytes  = 64 << 20
+	overhead      = 128 // counted for each message on top of its bytes
 )
+
+func weight(body []byte) int { return len(body) + overhead }
 
 var topicName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,80}$`)
 
@@ -44,31 +52,51 @@ func (m *mail) send(name string, body []byte) error {
 	defer m.mu.Unlock()
 	t, ok := m.topics[name]
 	if !ok {
-		if len(m.order) == maxTopics {
-			delete(m.topics, m.order[0])
-			m.order = m.order[1:]
-		}
-		t = &topic{first: 1}
+		// Numbers of a topic that was forgotten and comes back go on above
+		// those its readers have seen.
+		t = &topic{first: m.sent + 1}
 		m.topics[name] = t
 		m.order = append(m.order, name)
 	}
 	t.messages = append(t.messages, body)
-	size := 0
-	for _, b := range t.messages {
-		size += len(b)
-	}
-	for size > maxTopicBytes {
-		size -= len(t.messages[0])
+	m.sent++
+	m.count(t, weight(body))
+	for t.bytes > maxTopicBytes {
+		m.count(t, -weight(t.messages[0]))
+		t.messages[0] = nil
 		t.messages = t.messages[1:]
 		t.first++
+	}
+	for len(m.order) > maxTopics || m.bytes > maxMailBytes {
+		m.forgetOldest(t)
 	}
 	close(m.changed)
 	m.changed = make(chan struct{})
 	return nil
 }
 
-// maxMailAnswer is how many messages one answer holds.
-const maxMailAnswer = 60
+func (m *mail) count(t *topic, n int) {
+	t.bytes += n
+	m.bytes += n
+}
+
+// forgetOldest drops the oldest topic but keep.
+func (m *mail) forgetOldest(keep *topic) {
+	i := 0
+	if m.topics[m.order[0]] == keep {
+		i = 1
+	}
+	m.bytes -= m.topics[m.order[i]].bytes
+	delete(m.topics, m.order[i])
+	m.order = append(m.order[:i], m.order[i+1:]...)
+}
+
+// Bounds of one answer: messages, and their bytes. The client reads no more
+// than 64 messages' worth, and base64 makes four bytes of three.
+const (
+	maxMailAnswer  = 60
+	maxAnswerBytes = 32 * api.MaxMessage
+)
 
 // receive returns messages numbered above after, and a channel that closes
 // when there may be more.
@@ -77,10 +105,16 @@ func (m *mail) receive(name string, after uint64) (api.Mail, <-chan struct{}) {
 	defer m.mu.Unlock()
 	out := api.Mail{Box: m.box, Messages: []api.Message{}}
 	if t, ok := m.topics[name]; ok {
-		for i, body := range t.messages {
-			if number := t.first + uint64(i); number > after && len(out.Messages) < maxMailAnswer {
-				out.Messages = append(out.Messages, api.Message{Number: number, Body: body})
+		from, size := uint64(0), 0
+		if after >= t.first {
+			from = min(after-t.first+1, uint64(len(t.messages)))
+		}
+		for i, body := range t.messages[from:] {
+			size += weight(body)
+			if len(out.Messages) == maxMailAnswer || size > maxAnswerBytes {
+				break
 			}
+			out.Messages = append(out.Messages, api.Message{Number: t.first + from + uint64(i), Body: body})
 		}
 	}
 	return out, m.changed
