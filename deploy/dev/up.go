@@ -26,7 +26,7 @@ func (s *stage) leave(ctx context.Context) error {
 	if err := errors.Join(s.writeAs(), s.writePids()); err != nil {
 		return err
 	}
-	as := s.path("as")
+	as := relative(s.path("as"))
 	fmt.Printf(`
 The cluster runs. alice has asked for an export and waits for three others. Try:
 
