@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
+	"maps"
 	"slices"
 	"time"
 
@@ -135,42 +136,93 @@ func hasNodes(s *authority.State) bool {
 	return false
 }
 
-// maxEvidenceKept bounds what is remembered of the evidence topic.
-const maxEvidenceKept = 4 * signoff.MaxEvidence
+// Bounds of what a notary looks at for one epoch: pieces of evidence, and reads
+// of the mailbox, which someone may be filling meanwhile.
+const (
+	maxOffers     = 4 * signoff.MaxEvidence
+	maxOfferReads = 100
+)
+
+// An offer is one node's evidence that this notary may put forward.
+type offer struct {
+	digest    Digest
+	blob      []byte
+	presented *authority.Presented
+	passes    bool
+}
 
 // proposeEpoch gathers the newest evidence of each node and appends the
 // leases that the fold derives from it.
 func (n *Notary) proposeEpoch(ctx context.Context) error {
-	if n.evidence == nil {
-		n.evidence = api.NewReader(api.TopicEvidence)
-	}
-	msgs, err := n.evidence.Receive(ctx, n.cfg.Client, 0)
+	offered, err := n.newOffers(ctx)
 	if err != nil {
 		return err
 	}
-	for _, m := range msgs {
-		if d, err := dsse.ParseDigest(string(m)); err == nil {
-			n.offered = append(n.offered, d)
+	for _, d := range offered {
+		if err := n.weigh(ctx, d); err != nil {
+			return err
 		}
 	}
-	if len(n.offered) > maxEvidenceKept {
-		n.offered = n.offered[len(n.offered)-maxEvidenceKept:]
-	}
-	blobs := map[Digest][]byte{}
-	for _, d := range n.offered {
-		if b, err := n.cfg.Client.Blob(ctx, d); err == nil {
-			blobs[d] = b
-		}
-	}
-	doc, err := n.deriveEpoch(ctx, blobs)
-	if err != nil || doc == nil {
+	doc, err := n.deriveEpoch()
+	if err != nil {
 		return err
 	}
 	return n.append(ctx, doc)
 }
 
-// deriveEpoch chooses evidence and computes the root on the state as it is.
-func (n *Notary) deriveEpoch(ctx context.Context, blobs map[Digest][]byte) (*signoff.Epoch, error) {
+// newOffers empties the evidence topic: the newest digests, each once.
+func (n *Notary) newOffers(ctx context.Context) ([]Digest, error) {
+	if n.evidence == nil {
+		n.evidence = api.NewReader(api.TopicEvidence)
+	}
+	var out []Digest
+	for range maxOfferReads {
+		msgs, err := n.evidence.Receive(ctx, n.cfg.Client, 0)
+		if err != nil {
+			return nil, err
+		}
+		if len(msgs) == 0 {
+			break
+		}
+		for _, m := range msgs {
+			if d, err := dsse.ParseDigest(string(m)); err == nil && !slices.Contains(out, d) {
+				out = append(out, d)
+			}
+		}
+		out = out[max(0, len(out)-maxOffers):]
+	}
+	return out, nil
+}
+
+// weigh looks at one piece of evidence and keeps it if it is the best that its
+// node has: the newest that passes, or else the newest. Anybody can put
+// evidence forward in a node's name. It must not be able to put the node out,
+// and costs a look and no memory.
+func (n *Notary) weigh(ctx context.Context, d Digest) error {
+	blob, err := n.cfg.Client.Blob(ctx, d)
+	if err != nil {
+		return nil // the agent that meant it sends again
+	}
+	p, err := authority.ParsePresented(blob)
+	if err != nil {
+		return nil
+	}
+	return n.view(func(l look) error {
+		node := Digest(p.Evidence.Node)
+		if have, ok := l.state.Nodes[node]; !ok || have.Retired {
+			return nil
+		}
+		passes := l.auth.WouldPass(p)
+		if passes || n.offers[node] == nil || !n.offers[node].passes {
+			n.offers[node] = &offer{d, blob, p, passes}
+		}
+		return nil
+	})
+}
+
+// deriveEpoch puts forward what it kept and computes the root on the state as
+// it is.
+func (n *Notary) deriveEpoch() (*signoff.Epoch, error) {
 	var doc *signoff.Epoch
 	err := n.view(func(l look) error {
 		s := l.state
@@ -178,8 +230,9 @@ func (n *Notary) deriveEpoch(ctx context.Context, blobs map[Digest][]byte) (*sig
 		if s.Epoch != nil {
 			doc.Number, doc.Previous = s.Epoch.Number+1, s.Epoch.Root
 		}
-		doc.Evidence = n.choose(l, blobs)
-		leases, err := l.auth.Leases(doc.Evidence, known(blobs))
+		blobs := n.settleOffers(l)
+		doc.Evidence = slices.SortedFunc(maps.Keys(blobs), func(a, b Digest) int { return slices.Compare(a[:], b[:]) })
+		leases, err := l.auth.Leases(doc.Evidence, blobs)
 		if err != nil {
 			return err
 		}
@@ -192,37 +245,19 @@ func (n *Notary) deriveEpoch(ctx context.Context, blobs map[Digest][]byte) (*sig
 	return doc, err
 }
 
-// choose takes, for each node, the newest evidence that passes, or else the
-// newest that does not. Anybody can put evidence forward in a node's name; it
-// must not be able to put the node out.
-func (n *Notary) choose(l look, blobs map[Digest][]byte) []Digest {
-	best := map[Digest]Digest{}
-	passes := map[Digest]bool{}
-	for _, d := range n.offered {
-		b, ok := blobs[d]
-		if !ok {
-			continue
+// settleOffers returns what to put forward now. Evidence that passed in an
+// epoch before is no evidence for this one, and what does not pass is put
+// forward once, for its reason.
+func (n *Notary) settleOffers(l look) known {
+	out := known{}
+	for node, o := range n.offers {
+		passes := l.auth.WouldPass(o.presented)
+		if (passes || !o.passes) && len(out) < signoff.MaxEvidence {
+			out[o.digest] = o.blob
 		}
-		p, err := authority.ParsePresented(b)
-		if err != nil {
-			continue
+		if !passes {
+			delete(n.offers, node)
 		}
-		node := Digest(p.Evidence.Node)
-		if _, enrolled := l.state.Nodes[node]; !enrolled {
-			continue
-		}
-		pass := l.auth.WouldPass(p)
-		if pass || !passes[node] {
-			best[node], passes[node] = d, pass
-		}
-	}
-	var out []Digest
-	for _, d := range best {
-		out = append(out, d)
-	}
-	slices.SortFunc(out, func(a, b Digest) int { return slices.Compare(a[:], b[:]) })
-	if len(out) > signoff.MaxEvidence {
-		out = out[:signoff.MaxEvidence]
 	}
 	return out
 }

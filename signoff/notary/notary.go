@@ -10,10 +10,13 @@
 package notary
 
 import (
+	"bytes"
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"sync"
 	"time"
@@ -62,7 +65,7 @@ type Notary struct {
 	// The duties' own memory; only their goroutine touches it.
 	signing    map[Digest]*signSession
 	evidence   *api.Reader
-	offered    []Digest
+	offers     map[Digest]*offer // by node
 	epochSeen  uint64
 	epochSince int64
 	tickRound  uint64
@@ -86,13 +89,17 @@ func New(cfg Config) (*Notary, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Notary{cfg: cfg, id: fp, follower: f, store: st, signing: map[Digest]*signSession{}, enrols: map[Digest]*enrolSession{},
+	return &Notary{cfg: cfg, id: fp, follower: f, store: st, signing: map[Digest]*signSession{}, enrols: map[Digest]*enrolSession{}, offers: map[Digest]*offer{},
 		halts: map[Digest]*signoff.Signed{}}, nil
 }
+
+// Close lets go of the notary's directory. Run does so at its end.
+func (n *Notary) Close() error { return n.store.close() }
 
 // Run works until ctx ends. Errors of single duties are logged and tried
 // again; an error that means misbehaviour ends Run.
 func (n *Notary) Run(ctx context.Context) error {
+	defer n.Close()
 	if err := n.recall(ctx); err != nil {
 		return err
 	}
@@ -122,19 +129,28 @@ func pause(ctx context.Context, d time.Duration) {
 }
 
 // witness cosigns each new checkpoint that extends the last one and whose
-// state is what the own fold gives.
+// state is what the own fold gives. After a failure, and now and then, it
+// looks at the checkpoint that is there even if it is not new: a coordinator
+// that restarted asks again for cosignatures that it lost.
 func (n *Notary) witness(ctx context.Context) error {
+	again := true
 	for ctx.Err() == nil {
-		last := n.store.position()
-		note, err := n.cfg.Client.Checkpoint(ctx, false, last.Size+1, 10*time.Second)
-		if err == nil {
+		size := n.store.position().Seen.Size + 1
+		if again {
+			size = 1
+		}
+		note, err := n.cfg.Client.Checkpoint(ctx, false, size, 10*time.Second)
+		if err == nil && !n.settled(note) {
 			err = n.cosign(ctx, note)
 		}
+		again = err != nil
+		var refused *api.Error
 		switch {
 		case err == nil:
 		case errors.Is(err, follow.ErrRollback):
 			n.cfg.Log.Error("the coordinator shows another log; cosigning nothing", "err", err)
 			pause(ctx, 2*time.Second)
+		case errors.As(err, &refused) && refused.Status == http.StatusNotFound: // nothing new
 		default:
 			n.cfg.Log.Warn("cannot cosign yet", "err", err)
 			pause(ctx, 500*time.Millisecond)
@@ -143,28 +159,40 @@ func (n *Notary) witness(ctx context.Context) error {
 	return nil
 }
 
+// settled reports whether the note is one that was cosigned and needs nothing
+// more from this notary: its cosignature is there or a quorum's are.
+func (n *Notary) settled(note []byte) bool {
+	c, err := proof.Unverified(note)
+	if err != nil || (signoff.Seen{Size: c.Size, Root: Digest(c.Root)}) != n.store.position().Seen {
+		return false
+	}
+	if c.Size <= n.final() {
+		return true
+	}
+	key, ok := n.cfg.Witness.Public().(ed25519.PublicKey)
+	if !ok {
+		return false
+	}
+	for line := range bytes.Lines(note) {
+		if _, err := proof.VerifyCosignature(note, line, proof.Witness{Name: n.name, Key: key}); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
 // cosign persists the checkpoint before it signs it: after a crash in between
 // the same checkpoint can be signed again, and no other one of its size.
 func (n *Notary) cosign(ctx context.Context, note []byte) error {
-	claimed, err := proof.Unverified(note)
-	if err != nil {
-		return err
-	}
-	last := n.store.position()
-	if claimed.Size < last.Size {
-		return fmt.Errorf("notary: the coordinator shows %d entries, %d were cosigned", claimed.Size, last.Size)
-	}
 	c, err := n.follower.Committed(ctx, note)
 	if err != nil {
 		return err
 	}
-	if err := n.whoAmI(); err != nil {
+	recoveries, err := n.extends(n.store.position())
+	if err != nil {
 		return err
 	}
-	if err := n.extends(last); err != nil {
-		return err
-	}
-	if err := n.store.setPosition(signoff.Seen{Size: c.Size, Root: Digest(c.Root)}); err != nil {
+	if err := n.store.advance(signoff.Seen{Size: c.Size, Root: Digest(c.Root)}, recoveries); err != nil {
 		return err
 	}
 	line, err := proof.Cosign(ctx, note, n.name, n.cfg.Witness, uint64(time.Now().Unix()))
@@ -178,21 +206,26 @@ func (n *Notary) cosign(ctx context.Context, note []byte) error {
 	return n.cfg.Client.Cosign(ctx, signed)
 }
 
-// extends refuses a fold that does not contain the checkpoint seen.
-func (n *Notary) extends(seen signoff.Seen) error {
-	if seen.Size == 0 {
-		return nil
-	}
-	return n.follower.View(func(a *authority.Authority, _ proof.Checkpoint, _ []byte) error {
-		root, ok := a.RootAt(seen.Size)
-		if !ok {
-			return fmt.Errorf("notary: the log shown has %d entries, %d were cosigned", a.Size(), seen.Size)
+// extends refuses a fold that does not contain the checkpoint cosigned last,
+// unless the log was recovered since: a recovery has a quorum's word that
+// nothing final is dropped, and what else was cosigned may be. It returns how
+// often the log was recovered.
+func (n *Notary) extends(p position) (recoveries uint64, err error) {
+	err = n.follower.View(func(a *authority.Authority, _ proof.Checkpoint, _ []byte) error {
+		recoveries = a.State().Recoveries
+		if p.Seen.Size == 0 || recoveries > p.Recoveries {
+			return nil
 		}
-		if root != seen.Root {
-			return fmt.Errorf("notary: at size %d root %s was cosigned, this log has %s: %w", seen.Size, seen.Root, root, follow.ErrRollback)
+		root, ok := a.RootAt(p.Seen.Size)
+		if !ok {
+			return fmt.Errorf("notary: the log shown has %d entries, %d were cosigned: %w", a.Size(), p.Seen.Size, follow.ErrRollback)
+		}
+		if root != p.Seen.Root {
+			return fmt.Errorf("notary: at size %d root %s was cosigned, this log has %s: %w", p.Seen.Size, p.Seen.Root, root, follow.ErrRollback)
 		}
 		return nil
 	})
+	return recoveries, err
 }
 
 // whoAmI finds this notary in the charter, once.
