@@ -31,8 +31,9 @@ func testData(t *testing.T) string {
 	t.Helper()
 	dir := os.Getenv("KEYTURN_TESTDATA")
 	if dir == "" {
-		dir = filepath.Join("..", "..", "..", "shared", "testdata", "attest")
+		dir = filepath.Join("..", "..", "..", "shared", "testdata")
 	}
+	dir = filepath.Join(dir, "attest")
 	if _, err := os.Stat(filepath.Join(dir, "cases.json")); err != nil {
 		t.Skip("no shared test data; name its directory in KEYTURN_TESTDATA")
 	}
@@ -204,5 +205,37 @@ func TestAttestEKCert(t *testing.T) {
 	}
 	if code, _, errs := runHere("attest", "ekcert", filepath.Join(dir, "local-boot", "uki-systemd-stub.ekcert.der"), "--roots", filepath.Join(dir, "ekroots")); code != ui.ExitRefused {
 		t.Fatalf("an emulator's certificate was taken under vendors' roots: %s", errs)
+	}
+}
+
+// A reference set made from a machine's log accepts what that log leads to and
+// names no PCR that the log leaves at zero.
+func TestReferenceFromEventLog(t *testing.T) {
+	dir := filepath.Join(testData(t), "local-boot")
+	code, out, errs := runHere("reference", "from-eventlog", filepath.Join(dir, "uki-systemd-stub.bios"), "--name", "rack-a", "--pcrs", "0,4,7,11")
+	if code != 0 {
+		t.Fatal(errs)
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "expected-sha256.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want map[string]map[string]string
+	var set struct {
+		PCRs map[string][]string `json:"pcrs"`
+	}
+	if err := json.Unmarshal(b, &want); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal([]byte(out), &set); err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range []string{"0", "4", "7", "11"} {
+		if got := set.PCRs[i]; len(got) != 1 || got[0] != "sha256:"+want["uki-systemd-stub"][i] {
+			t.Errorf("PCR %s: %v, want %s", i, got, want["uki-systemd-stub"][i])
+		}
+	}
+	if code, _, errs := runHere("reference", "from-eventlog", filepath.Join(dir, "uki-systemd-stub.bios"), "--name", "rack-a", "--pcrs", "16"); code != ui.ExitRefused {
+		t.Errorf("PCR 16 was taken: %s", errs)
 	}
 }

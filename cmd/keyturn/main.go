@@ -56,7 +56,7 @@ log but not yet final.`,
 		keyCmd(a), initCmd(a), acceptCmd(a),
 		requestCmd(a), listCmd(a), showCmd(a), statusCmd(a),
 		approveCmd(a), rejectCmd(a), withdrawCmd(a), submitCmd(a), carryCmd(a),
-		haltCmd(a), auditCmd(a), attestCmd(a), warrantCmd(a), paeCmd(a), pemCmd(a), manCmd(root), configHelp(),
+		haltCmd(a), auditCmd(a), attestCmd(a), referenceCmd(a), warrantCmd(a), paeCmd(a), pemCmd(a), manCmd(root), configHelp(),
 		weightsCmd(a),
 		runCmd(a), nodeCmd(a),
 	)
