@@ -55,7 +55,7 @@ func (n *Notary) duties(ctx context.Context) error {
 }
 
 func (n *Notary) perform(ctx context.Context, d duty) error {
-	if n.store.position().Size == 0 {
+	if n.store.position().Seen.Size == 0 {
 		return nil
 	}
 	var act func(context.Context) error

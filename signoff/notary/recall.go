@@ -20,15 +20,14 @@ type ask struct {
 	Nonce  []byte `json:"nonce"` // 16 random bytes
 }
 
+const nonceSize = 16
+
 // recall asks the other notaries, after a restart, for the checkpoint each
-// cosigned last, waits for q-1 answers and catches up to the highest. A notary
-// whose disk was rolled back would otherwise cosign a second branch in good
-// faith. One that has never cosigned anything has nothing to forget.
+// cosigned last, and waits until q-1 of them stand on the log that it is shown.
+// A notary whose disk was rolled back would otherwise cosign a second branch in
+// good faith, and so would one whose disk was rolled back to the very start.
 func (n *Notary) recall(ctx context.Context) error {
-	if n.store.position().Size == 0 {
-		return nil
-	}
-	nonce := make([]byte, 16)
+	nonce := make([]byte, nonceSize)
 	if _, err := rand.Read(nonce); err != nil {
 		return err
 	}
@@ -57,16 +56,15 @@ func (n *Notary) recall(ctx context.Context) error {
 			pause(ctx, time.Second)
 			continue
 		}
-		enough, err := n.takeAnswers(msgs, nonce, answers)
-		if err != nil {
-			n.cfg.Log.Warn("waiting for the other notaries", "err", err)
-			continue
-		}
 		// Answer others who restarted at the same time, or all would wait
 		// for each other.
 		n.replyAll(ctx, msgs)
+		enough, err := n.takeAnswers(msgs, nonce, answers)
 		if enough {
 			return nil
+		}
+		if err != nil {
+			n.cfg.Log.Warn("waiting for the other notaries", "err", err)
 		}
 	}
 	return ctx.Err()
@@ -84,11 +82,13 @@ func (n *Notary) catchUp(ctx context.Context) error {
 	if err := n.whoAmI(); err != nil {
 		return err
 	}
-	return n.extends(n.store.position())
+	_, err = n.extends(n.store.position())
+	return err
 }
 
-// takeAnswers counts notaries whose position is on the log that was folded;
-// a higher position that is not there yet is waited for.
+// takeAnswers counts notaries whose position is on the log that was folded.
+// Those who are elsewhere may be hostile and are not waited for; the error
+// tells of them.
 func (n *Notary) takeAnswers(msgs [][]byte, nonce []byte, answers map[Digest]signoff.Seen) (bool, error) {
 	enough := false
 	err := n.follower.View(func(a *authority.Authority, _ proof.Checkpoint, _ []byte) error {
@@ -140,13 +140,20 @@ func (n *Notary) answerPositions(ctx context.Context) error {
 	return nil
 }
 
+// replyAll signs at most one answer for each notary that asked, the newest:
+// anybody can write questions, and signing takes the token's time. A nonce of
+// another length is refused, because a position signed over 32 bytes is a word
+// for a recovery.
 func (n *Notary) replyAll(ctx context.Context, msgs [][]byte) {
+	asked := map[Digest][]byte{}
 	for _, m := range msgs {
 		var q ask
-		if dsse.Decode(m, &q) != nil || q.Notary == n.id || len(q.Nonce) != 16 {
-			continue
+		if dsse.Decode(m, &q) == nil && q.Notary != n.id && len(q.Nonce) == nonceSize {
+			asked[q.Notary] = q.Nonce
 		}
-		p := &signoff.Position{Charter: n.cfg.Charter, Notary: n.id, Seen: n.store.position(), Answer: q.Nonce}
+	}
+	for _, y := range n.others(asked) {
+		p := &signoff.Position{Charter: n.cfg.Charter, Notary: n.id, Seen: n.store.position().Seen, Answer: asked[y]}
 		doc, err := signoff.Sign(ctx, n.cfg.Signing, p)
 		if err == nil {
 			err = n.cfg.Client.Send(ctx, api.TopicPositions, doc.Line())
@@ -157,9 +164,27 @@ func (n *Notary) replyAll(ctx context.Context, msgs [][]byte) {
 	}
 }
 
+// others keeps those who are notaries of the charter, as far as it is known.
+func (n *Notary) others(asked map[Digest][]byte) (out []Digest) {
+	_ = n.follower.View(func(a *authority.Authority, _ proof.Checkpoint, _ []byte) error {
+		for id := range asked {
+			if _, _, ok := a.State().Notary(id); ok {
+				out = append(out, id)
+			}
+		}
+		return nil
+	})
+	return out
+}
+
 // StatePosition signs, for a recovery under the new log key, which checkpoint
-// this notary cosigned last. It is an act of the notary's operator: after it
-// the notary must not cosign under the old log key again.
+// this notary cosigned last. It is an act of the notary's operator, and before
+// the word is out the notary's directory keeps that it was given: nothing more
+// is cosigned, under any log key, until the log has this recovery or another.
 func (n *Notary) StatePosition(ctx context.Context, newLogKey Digest) (*signoff.Signed, error) {
-	return signoff.Sign(ctx, n.cfg.Signing, &signoff.Position{Charter: n.cfg.Charter, Notary: n.id, Seen: n.store.position(), Answer: newLogKey[:]})
+	seen, err := n.store.state()
+	if err != nil {
+		return nil, err
+	}
+	return signoff.Sign(ctx, n.cfg.Signing, &signoff.Position{Charter: n.cfg.Charter, Notary: n.id, Seen: seen, Answer: newLogKey[:]})
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/dsse"
@@ -14,16 +15,40 @@ import (
 
 // A store keeps what must survive a restart: the checkpoint cosigned last, in
 // the clear, and secrets sealed by the token. Each write is durable on return.
+//
+// One process at a time opens the directory: two that write in turn would each
+// forget what the other one cosigned.
 type store struct {
 	dir  string
+	lock *os.File
 	mu   sync.Mutex
 	last position
 }
 
 // position is the file position.json.
 type position struct {
-	Charter Digest       `json:"charter"`
-	Seen    signoff.Seen `json:"seen,omitzero"`
+	Charter    Digest       `json:"charter"`
+	Seen       signoff.Seen `json:"seen,omitzero"`
+	Recoveries uint64       `json:"recoveries,omitzero"` // in the log up to Seen
+	// Stated: the position was signed for a recovery, so nothing more is
+	// cosigned until the log has a recovery that Seen does not include.
+	Stated bool `json:"stated,omitzero"`
+}
+
+// next is the position after a checkpoint, or why it must not be cosigned.
+func (p position) next(seen signoff.Seen, recoveries uint64) (position, error) {
+	q := position{Charter: p.Charter, Seen: seen, Recoveries: recoveries}
+	switch {
+	case recoveries > p.Recoveries:
+		return q, nil
+	case recoveries < p.Recoveries:
+		return p, fmt.Errorf("notary: a log with %d recoveries, one with %d was cosigned", recoveries, p.Recoveries)
+	case p.Stated:
+		return p, errors.New("notary: the position was stated for a recovery; nothing is cosigned until the log is recovered (keyturnd recover)")
+	case seen.Size < p.Seen.Size, seen.Size == p.Seen.Size && seen != p.Seen:
+		return p, fmt.Errorf("notary: checkpoint of size %d, %d were cosigned", seen.Size, p.Seen.Size)
+	}
+	return q, nil
 }
 
 const positionFile = "position.json"
@@ -43,37 +68,70 @@ func initStore(dir string, charter Digest) error {
 
 func openStore(dir string, charter Digest) (*store, error) {
 	s := &store{dir: dir}
-	b, err := os.ReadFile(filepath.Join(dir, positionFile))
-	if err != nil {
-		return nil, fmt.Errorf("notary: read the last cosigned checkpoint: %w (a new notary is made with keyturn-notary init; one that lost its memory is replaced, never restored)", err)
-	}
-	if err := dsse.Decode(b, &s.last); err != nil {
-		return nil, fmt.Errorf("notary: %s: %w", positionFile, err)
-	}
-	if s.last.Charter != charter {
-		return nil, fmt.Errorf("notary: %s is of charter %s, not %s", dir, s.last.Charter, charter)
+	if err := s.open(charter); err != nil {
+		if s.lock != nil {
+			s.lock.Close()
+		}
+		return nil, err
 	}
 	return s, nil
 }
 
-func (s *store) position() signoff.Seen {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.last.Seen
+func (s *store) open(charter Digest) (err error) {
+	dir := s.dir
+	if _, err := os.Lstat(filepath.Join(dir, positionFile)); err != nil {
+		return fmt.Errorf("notary: read the last cosigned checkpoint: %w (a new notary is made with keyturn-notary init; one that lost its memory is replaced, never restored)", err)
+	}
+	if s.lock, err = os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
+		return fmt.Errorf("notary: lock %s: %w", dir, err)
+	}
+	if err := syscall.Flock(int(s.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return fmt.Errorf("notary: lock %s: another process runs on it; stop that first: %w", dir, err)
+	}
+	b, err := os.ReadFile(filepath.Join(dir, positionFile))
+	if err != nil {
+		return fmt.Errorf("notary: %w", err)
+	}
+	if err := dsse.Decode(b, &s.last); err != nil {
+		return fmt.Errorf("notary: %s: %w", positionFile, err)
+	}
+	if s.last.Charter != charter {
+		return fmt.Errorf("notary: %s is of charter %s, not %s", dir, s.last.Charter, charter)
+	}
+	return nil
 }
 
-// setPosition never goes back.
-func (s *store) setPosition(seen signoff.Seen) error {
+func (s *store) position() position {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if seen.Size < s.last.Seen.Size || (seen.Size == s.last.Seen.Size && seen != s.last.Seen) {
-		return fmt.Errorf("notary: checkpoint of size %d, %d were cosigned", seen.Size, s.last.Seen.Size)
+	return s.last
+}
+
+// advance moves to a checkpoint that is about to be cosigned. It never goes
+// back.
+func (s *store) advance(seen signoff.Seen, recoveries uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next, err := s.last.next(seen, recoveries)
+	if err != nil {
+		return err
 	}
-	if seen == s.last.Seen {
+	return s.setLocked(next)
+}
+
+// state keeps for good that the position was stated for a recovery.
+func (s *store) state() (signoff.Seen, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := s.last
+	next.Stated = true
+	return next.Seen, s.setLocked(next)
+}
+
+func (s *store) setLocked(next position) error {
+	if next == s.last {
 		return nil
 	}
-	next := s.last
-	next.Seen = seen
 	b, err := dsse.Encode(next)
 	if err != nil {
 		return err
@@ -84,6 +142,8 @@ func (s *store) setPosition(seen signoff.Seen) error {
 	s.last = next
 	return nil
 }
+
+func (s *store) close() error { return s.lock.Close() }
 
 // write replaces a file: temporary file, fsync, rename, fsync of the directory.
 func (s *store) write(name string, data []byte) (err error) {
