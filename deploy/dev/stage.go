@@ -17,7 +17,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/keyturn/keyturn/attest"
 	attesttpm "github.com/keyturn/keyturn/attest/tpm"
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/hsm/token"
@@ -343,20 +342,15 @@ func (s *stage) makeMachines(ctx context.Context, f *founding) error {
 		return err
 	}
 	f.EKRoots = roots
+	r := s.program(ctx, nodes[0], "keyturn", "reference", "from-eventlog", s.path("nodes", nodes[0], "eventlog"), "--name", "demo-nodes")
+	if r.code != 0 {
+		return fmt.Errorf("reference values: %s", r.err)
+	}
+	f.References = []string{strings.TrimSpace(r.out)}
 	pcrs, err := s.readPCRs(ctx, nodes[0])
 	if err != nil {
 		return err
 	}
-	now := time.Now().Unix()
-	ref := &attest.ReferenceSet{Name: "demo-nodes", Version: 1, NotBefore: now - 3600, NotAfter: now + 365*24*3600, PCRs: map[int][]attest.Digest{}}
-	for i, v := range pcrs {
-		ref.PCRs[i] = []attest.Digest{v}
-	}
-	b, err := ref.Marshal()
-	if err != nil {
-		return err
-	}
-	f.References = []string{string(b)}
 	return s.approveBoot(ctx, pcrs)
 }
 
