@@ -131,6 +131,33 @@ func TestConformance(t *testing.T) {
 	})
 }
 
+// A token behind the agent, as a YubiKey's PIV slot would be.
+func TestTokenBehindAgent(t *testing.T) {
+	const module = "/usr/lib/softhsm/libsofthsm2.so"
+	for _, tool := range []string{"softhsm2-util", "pkcs11-tool", "/usr/lib/openssh/ssh-pkcs11-helper"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skip("needs " + tool)
+		}
+	}
+	dir := t.TempDir()
+	conf, ask := filepath.Join(dir, "softhsm2.conf"), filepath.Join(dir, "askpass")
+	check(t, os.WriteFile(conf, []byte("directories.tokendir = "+dir+"\n"), 0o600))
+	check(t, os.WriteFile(ask, []byte("#!/bin/sh\necho 1234\n"), 0o700))
+	t.Setenv("SOFTHSM2_CONF", conf)
+	a := startAgent(t)
+	a.run(t, nil, "softhsm2-util", "--init-token", "--free", "--label", "alice", "--so-pin", "12345678", "--pin", "1234")
+	a.run(t, nil, "pkcs11-tool", "--module", module, "--token-label", "alice", "--login", "--pin", "1234",
+		"--keypairgen", "--key-type", "EC:prime256v1", "--label", "sign", "--id", "01", "--usage-sign")
+	a.run(t, []string{"SSH_ASKPASS=" + ask, "SSH_ASKPASS_REQUIRE=force", "DISPLAY=:none"}, "ssh-add", "-s", module)
+	uri := "ssh-agent:" + strings.Fields(a.run(t, nil, "ssh-add", "-l"))[1]
+	k := a.open(t, uri)
+	check(t, sign(k))
+	a.run(t, nil, "ssh-add", "-e", module)
+	if err := sign(k); err == nil || !errors.Is(err, hsm.ErrLocked) && !errors.Is(err, hsm.ErrGone) {
+		t.Errorf("the token was taken out: %v, want ErrLocked or ErrGone", err)
+	}
+}
+
 // An agent that is given a digest would sign the digest of the digest.
 func TestDigestRefused(t *testing.T) {
 	a := startAgent(t)

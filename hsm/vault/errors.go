@@ -28,6 +28,7 @@ func (s *Store) classify(ctx context.Context, err error) error {
 		return nil
 	}
 	if late := hsm.ContextError(ctx); late != nil {
+		s.http.CloseIdleConnections() // they may be as dead as this one was
 		return late
 	}
 	var refusal *api.ResponseError

@@ -294,6 +294,32 @@ func (s *server) remove(t testing.TB, name string) {
 	check(t, err)
 }
 
+// A firewall that forgets its connections drops bytes without a word. One call
+// may time out, the next has a new connection.
+func TestFaultConnectionsForgotten(t *testing.T) {
+	s := startServer(t)
+	c := newCable(t, s.addr)
+	config := s.config(s.appRole(t, "keyturn", nil))
+	config.Address, config.Timeout = "https://"+c.Addr().String(), 500*time.Millisecond
+	k := openKey(t, openStore(t, config), s.newKey(t, "p256", "ecdsa-p256"), nil)
+	var all sync.WaitGroup
+	for range 8 { // leaves idle connections behind
+		all.Go(func() {
+			if err := sign(k); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	c.forget()
+	if err := sign(k); !errors.Is(err, hsm.ErrTimeout) {
+		t.Errorf("forgotten: %v, want ErrTimeout", err)
+	}
+	if err := sign(k); err != nil {
+		t.Errorf("the next call: %v", err)
+	}
+}
+
 // What a cable does with bytes.
 const (
 	through = iota
@@ -307,6 +333,32 @@ type cable struct {
 	mu    sync.Mutex
 	state int
 	live  []net.Conn
+	age   int // rises when connections are forgotten
+}
+
+// end is one side of a connection. It swallows what it is to write once the
+// connection is forgotten.
+type end struct {
+	net.Conn
+	c   *cable
+	age int
+}
+
+func (e end) Write(b []byte) (int, error) {
+	e.c.mu.Lock()
+	forgotten := e.age < e.c.age
+	e.c.mu.Unlock()
+	if forgotten {
+		return len(b), nil
+	}
+	return e.Conn.Write(b)
+}
+
+// forget drops all bytes of present connections, and leaves them open.
+func (c *cable) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.age++
 }
 
 func newCable(t testing.TB, to string) *cable {
@@ -345,8 +397,9 @@ func (c *cable) plug(conn net.Conn, to string) {
 		return
 	}
 	c.live = append(c.live, far)
-	go func() { io.Copy(far, conn); far.Close() }()
-	go func() { io.Copy(conn, far); conn.Close() }()
+	age := c.age
+	go func() { io.Copy(end{far, c, age}, conn); far.Close() }()
+	go func() { io.Copy(end{conn, c, age}, far); conn.Close() }()
 }
 
 // set ends all connections and treats new ones as state says.

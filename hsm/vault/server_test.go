@@ -247,5 +247,5 @@ func (p *pki) rawClient(t testing.TB) *http.Client {
 	check(t, err)
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(text)
-	return &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 16}}
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}, MaxIdleConnsPerHost: 16}}
 }

@@ -131,7 +131,9 @@ func (c Config) transport() (*http.Transport, error) {
 	if cert, ok := c.Login.(Certificate); ok {
 		config.GetClientCertificate = cert.show
 	}
-	return &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 16, IdleConnTimeout: time.Minute}, nil
+	// HTTP/1.1: a request that times out takes its own connection with it, where
+	// HTTP/2 would try the same dead one again.
+	return &http.Transport{TLSClientConfig: config, MaxIdleConnsPerHost: 16, IdleConnTimeout: time.Minute}, nil
 }
 
 // Close gives up the token, if the Store got it by its own login, and ends all
@@ -223,8 +225,14 @@ func (s *Store) call(ctx context.Context, path string, in, out any) error {
 	if !isStatus(err, http.StatusForbidden) {
 		return s.classify(ctx, err)
 	}
-	if alive(ctx, c) {
+	// A token may always look itself up, unless it was made without the policy
+	// "default"; then the new login tells.
+	look := send(ctx, c, "auth/token/lookup-self", nil, nil)
+	if look == nil {
 		return denied(err)
+	}
+	if !isStatus(look, http.StatusForbidden) {
+		return s.classify(ctx, look)
 	}
 	if c, err = s.session(ctx, c); err != nil {
 		return err
@@ -234,12 +242,6 @@ func (s *Store) call(ctx context.Context, path string, in, out any) error {
 		return denied(err) // a token as young as this did not end
 	}
 	return s.classify(ctx, err)
-}
-
-// alive reports whether the server still knows the token of c. A token may
-// always look itself up unless it was made without the policy "default".
-func alive(ctx context.Context, c *api.Client) bool {
-	return send(ctx, c, "auth/token/lookup-self", nil, nil) == nil
 }
 
 // answer is the part of Vault's answers that is used here. Its other members
