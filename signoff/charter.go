@@ -110,36 +110,65 @@ func (c *Charter) Validate() error {
 	if len(c.References) > MaxReferences {
 		return fmt.Errorf("%d reference sets, at most %d", len(c.References), MaxReferences)
 	}
+	seen, err := c.keys()
+	if err != nil {
+		return err
+	}
+	if err := c.checkLogKey(c.Log, seen); err != nil {
+		return err
+	}
+	return c.checkCoordinators()
+}
+
+// keys checks every key but the log's and says what each is for.
+func (c *Charter) keys() (keySet, error) {
 	seen := keySet{}
 	if err := c.checkPeople(seen); err != nil {
-		return err
+		return nil, err
 	}
 	if err := c.checkNotaries(seen); err != nil {
-		return err
-	}
-	if err := c.Log.check("log key", !c.Development, hsm.ClassAttested, hsm.ClassWitnessed, hsm.ClassSealed); err != nil {
-		return err
-	}
-	if _, err := c.Log.Ed25519(); err != nil {
-		return err
+		return nil, err
 	}
 	if c.BootPolicy != nil {
 		if err := c.BootPolicy.check("boot policy key", !c.Development, hsm.ClassAttested, hsm.ClassWitnessed); err != nil {
-			return err
+			return nil, err
 		}
 		if err := seen.add("boot policy key", *c.BootPolicy); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	if err := seen.add("log key", c.Log); err != nil {
-		return err
+	for _, co := range c.Coordinators {
+		if other, ok := seen[co.TLS]; ok {
+			return nil, fmt.Errorf("the TLS key of %s is the same key as %s", co.URL, other)
+		}
 	}
-	return c.checkCoordinators(seen)
+	for _, co := range c.Coordinators { // who may share one key among themselves
+		seen[co.TLS] = "the TLS key of " + co.URL
+	}
+	return seen, nil
 }
 
-// checkCoordinators comes last: coordinators may share a TLS key among
-// themselves, but not with anything else.
-func (c *Charter) checkCoordinators(seen keySet) error {
+// CheckLogKey reports whether k may sign this cluster's checkpoints: an Ed25519
+// key of a class that the charter takes, used for nothing else.
+func (c *Charter) CheckLogKey(k PublicKey) error {
+	seen, err := c.keys()
+	if err != nil {
+		return err
+	}
+	return c.checkLogKey(k, seen)
+}
+
+func (c *Charter) checkLogKey(k PublicKey, seen keySet) error {
+	if err := k.check("log key", !c.Development, hsm.ClassAttested, hsm.ClassWitnessed, hsm.ClassSealed); err != nil {
+		return err
+	}
+	if _, err := k.Ed25519(); err != nil {
+		return err
+	}
+	return seen.add("log key", k)
+}
+
+func (c *Charter) checkCoordinators() error {
 	if n := len(c.Coordinators); n == 0 || n > MaxCoordinators {
 		return fmt.Errorf("%d coordinators, want 1 to %d", n, MaxCoordinators)
 	}
@@ -149,9 +178,6 @@ func (c *Charter) checkCoordinators(seen keySet) error {
 		}
 		if err := CheckText("coordinator's address", co.URL); err != nil {
 			return err
-		}
-		if other, ok := seen[co.TLS]; ok {
-			return fmt.Errorf("the TLS key of %s is the same key as %s", co.URL, other)
 		}
 	}
 	return nil

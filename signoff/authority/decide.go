@@ -131,7 +131,8 @@ func (d decision) charter(c *signoff.Charter) ([]change, error) {
 		return nil, err
 	}
 	return []change{{key: "charter", value: d.doc.Digest(), put: func(s *State) {
-		s.Charter, s.Time, s.LogKey, s.Policy = c, c.Created, c.Log, compiled
+		s.Charter, s.Time, s.Policy = c, c.Created, compiled
+		s.signsLog(c.Log)
 		s.signers, s.references = signers, refs
 		s.Ticks = &TickRound{Round: 1, Times: map[Digest]int64{}}
 		s.Keygen = newKeygen(1)

@@ -24,6 +24,12 @@ func (d decision) recovery(r *signoff.Recovery) ([]change, error) {
 	if r.Log.Fingerprint() == d.state.LogKey.Fingerprint() {
 		return nil, errors.New("the new log key is the old one")
 	}
+	if d.state.logKeys[r.Log.Fingerprint()] {
+		return nil, fmt.Errorf("the new log key %s was the log's before; whoever has it could go on with that branch", r.Log.Fingerprint())
+	}
+	if err := d.state.Charter.CheckLogKey(r.Log); err != nil {
+		return nil, err
+	}
 	stated := map[Digest]bool{}
 	reached := false
 	for _, line := range r.Positions {
@@ -46,6 +52,12 @@ func (d decision) recovery(r *signoff.Recovery) ([]change, error) {
 	return []change{{key: "log-key", value: r.Log, put: func(s *State) {
 		s.LogKey, s.Recoveries, s.Recovered = r.Log, s.Recoveries+1, d.index+1
 	}}}, nil
+}
+
+// signsLog puts the log under k and remembers it.
+func (s *State) signsLog(k signoff.PublicKey) {
+	s.LogKey = k
+	s.logKeys[k.Fingerprint()] = true
 }
 
 func (d decision) position(line string, r *signoff.Recovery) (*signoff.Position, error) {

@@ -44,6 +44,7 @@ type State struct {
 	Documents map[Digest]uint64 // documents that took effect, with their index
 
 	signers    map[Digest]signer // people and notaries, by fingerprint
+	logKeys    map[Digest]bool   // every key that ever signed checkpoints, by fingerprint
 	references []*attest.ReferenceSet
 }
 
@@ -181,7 +182,7 @@ func newState(id Digest) *State {
 	return &State{
 		ID: id, Accepted: map[Digest]bool{}, Requests: map[Digest]*Request{}, Warrants: map[Digest]*Warrant{},
 		Objects: map[Digest]*Object{}, Nodes: map[Digest]*Node{}, Claims: map[Digest]*Claim{}, Halts: map[Digest]*Halt{},
-		Releases: map[Digest][]*signoff.Release{}, Documents: map[Digest]uint64{}, signers: map[Digest]signer{},
+		Releases: map[Digest][]*signoff.Release{}, Documents: map[Digest]uint64{}, signers: map[Digest]signer{}, logKeys: map[Digest]bool{},
 	}
 }
 
