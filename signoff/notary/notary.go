@@ -128,6 +128,9 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
+// lookEvery is how long a coordinator that lost cosignatures waits for them.
+const lookEvery = 3 * time.Second
+
 // witness cosigns each new checkpoint that extends the last one and whose
 // state is what the own fold gives. After a failure, and now and then, it
 // looks at the checkpoint that is there even if it is not new: a coordinator
@@ -139,7 +142,7 @@ func (n *Notary) witness(ctx context.Context) error {
 		if again {
 			size = 1
 		}
-		note, err := n.cfg.Client.Checkpoint(ctx, false, size, 10*time.Second)
+		note, err := n.cfg.Client.Checkpoint(ctx, false, size, lookEvery)
 		if err == nil && !n.settled(note) {
 			err = n.cosign(ctx, note)
 		}

@@ -109,12 +109,14 @@ type Cluster struct {
 	Log      *slog.Logger
 	Host     *Host // its coordinator
 
+	source *Wire // the follower's
 	logged *logWriter
 }
 
 // Keys makes the people, notaries and charter without starting anything.
-// edit, if not nil, changes the charter before it is signed.
-func Keys(t testing.TB, edit func(*signoff.Charter)) *Cluster {
+// edit, if not nil, changes the charter before it is signed; more names further
+// people, of research.
+func Keys(t testing.TB, edit func(*signoff.Charter), more ...string) *Cluster {
 	t.Helper()
 	c := &Cluster{T: t, Dir: t.TempDir(), People: map[string]*Person{}, logged: &logWriter{t: t}}
 	c.Log = slog.New(slog.NewTextHandler(c.logged, &slog.HandlerOptions{Level: slog.LevelWarn}))
@@ -132,6 +134,9 @@ func Keys(t testing.TB, edit func(*signoff.Charter)) *Cluster {
 	}{{"alice", "lab", []string{"research"}}, {"bob", "lab", []string{"security"}}, {"carol", "lab", []string{"leadership"}},
 		{"dave", "watch", []string{"safety"}}, {"erin", "watch", []string{"security", "research"}}} {
 		c.addPerson(p.name, p.org, p.roles)
+	}
+	for _, name := range more {
+		c.addPerson(name, "lab", []string{"research"})
 	}
 	for i := range 4 {
 		c.addNotary(fmt.Sprintf("n%d", i+1))
@@ -232,7 +237,8 @@ func (c *Cluster) Found() {
 	c.T.Helper()
 	c.StartCoordinator()
 	c.Client = c.Host.Client
-	c.Follower = c.NewFollower(c.Client)
+	c.source = c.NewWire(c.Host)
+	c.Follower = c.NewFollower(c.source.Client)
 	for _, n := range c.Notaries {
 		c.must(notary.Init(n.Dir, c.ID))
 		n.Wire = c.NewWire(c.Host)
@@ -256,12 +262,32 @@ func (c *Cluster) StartCoordinator() {
 // StopCoordinator stops it; StartCoordinator can follow.
 func (c *Cluster) StopCoordinator() { c.Host.Stop() }
 
-// StartNotary runs one notary on what its directory holds.
-func (c *Cluster) StartNotary(n *Notary) {
+// OpenNotary opens a notary's directory without running it.
+func (c *Cluster) OpenNotary(n *Notary) *notary.Notary {
 	c.T.Helper()
 	y, err := notary.New(notary.Config{Charter: c.ID, Dir: n.Dir, Client: n.Wire.Client, Signing: n.Signing, Exchange: n.Exchange,
 		Witness: n.Witness, Sealer: n.Sealer, Log: c.Log.With("notary", n.Name)})
 	c.must(err)
+	return y
+}
+
+// Use makes a host the one that the test speaks to. The cluster's follower
+// goes on from what it has seen.
+func (c *Cluster) Use(h *Host) {
+	c.Host, c.Client, c.LogKey = h, h.Client, h.LogKey
+	c.source.Lay(h)
+}
+
+// NewKey makes a key of the test's own.
+func (c *Cluster) NewKey(name string, kind hsm.Kind) hsm.Key {
+	c.T.Helper()
+	return c.key(name, kind)
+}
+
+// StartNotary runs one notary on what its directory holds.
+func (c *Cluster) StartNotary(n *Notary) {
+	c.T.Helper()
+	y := c.OpenNotary(n)
 	ctx, cancel := context.WithCancel(context.Background())
 	n.stop, n.done = cancel, make(chan struct{})
 	go func() {

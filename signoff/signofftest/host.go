@@ -62,6 +62,9 @@ func (c *Cluster) client(url string) *api.Client {
 	return client
 }
 
+// LogDir is where its tiles and blobs are.
+func (h *Host) LogDir() string { return filepath.Join(h.Dir, "log") }
+
 // Start runs the coordinator.
 func (h *Host) Start() {
 	c := h.c
@@ -75,7 +78,7 @@ func (h *Host) TryStart() (err error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	h.Order, err = etcd.OpenEmbedded(ctx, filepath.Join(h.Dir, "etcd"))
 	c.must(err)
-	h.Archive, err = log.Open(filepath.Join(h.Dir, "log"))
+	h.Archive, err = log.Open(h.LogDir())
 	c.must(err)
 	co, err := coordinator.New(ctx, coordinator.Config{Charter: c.ID, Genesis: c.Genesis, Order: h.Order, Archive: h.Archive, LogKey: h.LogKey, Log: c.Log})
 	if err != nil {
@@ -130,7 +133,7 @@ func (h *Host) Put(line []byte) uint64 {
 func (h *Host) Copy(name string) *Host {
 	h.c.T.Helper()
 	to := h.c.NewHost(name)
-	h.c.must(os.CopyFS(filepath.Join(to.Dir, "log"), os.DirFS(filepath.Join(h.Dir, "log"))))
+	h.c.must(os.CopyFS(to.LogDir(), os.DirFS(h.LogDir())))
 	return to
 }
 
