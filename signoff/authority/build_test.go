@@ -54,12 +54,18 @@ type log struct {
 // newLog makes people, notaries and a charter. Nothing is folded yet.
 func newLog(t testing.TB, edits ...func(*signoff.Charter)) *log {
 	t.Helper()
+	return newLogWith(t, nil, edits...)
+}
+
+// newLogWith has further people, of research.
+func newLogWith(t testing.TB, more []string, edits ...func(*signoff.Charter)) *log {
+	t.Helper()
 	keys := signofftest.Keys(t, func(c *signoff.Charter) {
 		c.Created = began
 		for _, edit := range edits {
 			edit(c)
 		}
-	})
+	}, more...)
 	fold, err := authority.New(keys.ID)
 	if err != nil {
 		t.Fatal(err)
@@ -71,6 +77,11 @@ func newLog(t testing.TB, edits ...func(*signoff.Charter)) *log {
 func ready(t testing.TB, edits ...func(*signoff.Charter)) *log {
 	t.Helper()
 	return newLog(t, edits...).founded().keygen()
+}
+
+func readyWith(t testing.TB, more []string, edits ...func(*signoff.Charter)) *log {
+	t.Helper()
+	return newLogWith(t, more, edits...).founded().keygen()
 }
 
 func (l *log) must(err error) {
