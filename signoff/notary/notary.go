@@ -149,7 +149,7 @@ func (n *Notary) witness(ctx context.Context) error {
 		again = err != nil
 		var refused *api.Error
 		switch {
-		case err == nil:
+		case err == nil, ctx.Err() != nil:
 		case errors.Is(err, follow.ErrRollback):
 			n.cfg.Log.Error("the coordinator shows another log; cosigning nothing", "err", err)
 			pause(ctx, 2*time.Second)

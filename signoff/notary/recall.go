@@ -158,7 +158,7 @@ func (n *Notary) replyAll(ctx context.Context, msgs [][]byte) {
 		if err == nil {
 			err = n.cfg.Client.Send(ctx, api.TopicPositions, doc.Line())
 		}
-		if err != nil {
+		if err != nil && ctx.Err() == nil {
 			n.cfg.Log.Warn("cannot answer a notary that restarted", "err", err)
 		}
 	}

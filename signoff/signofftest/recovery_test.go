@@ -184,7 +184,7 @@ func TestAttackCosignAfterStatedPosition(t *testing.T) {
 // recovery: not for notaries, not for followers.
 func TestAttackOldLogKeyAfterRecovery(t *testing.T) {
 	w, a, b, _, _ := forked(t)
-	key := w.NewKey("log-2", hsm.KindEd25519)
+	old, key := w.LogKey, w.NewKey("log-2", hsm.KindEd25519)
 	lines, base := w.positions(key, 1, 2, 4)
 	a.Stop()
 	b.Stop()
@@ -200,7 +200,7 @@ func TestAttackOldLogKeyAfterRecovery(t *testing.T) {
 	size := w.size()
 	// The old branch goes on under the old key, for longer.
 	b.Start()
-	for range 8 {
+	for range 16 {
 		b.Put(w.halt("bob", "under the old key").Line())
 	}
 	b.Stop()
@@ -218,9 +218,9 @@ func TestAttackOldLogKeyAfterRecovery(t *testing.T) {
 	// A recovered log cannot be served under the old key either.
 	b.Stop()
 	c.Stop()
-	c.LogKey = w.LogKey
+	c.LogKey = old
 	c.Start()
 	w.lay(c, 1, 2, 3, 4)
-	c.Put(w.halt("erin", "recovered entries, old key").Line())
-	w.never(c, size+1)
+	index := c.Put(w.halt("erin", "recovered entries, old key").Line())
+	w.never(c, index+1)
 }
