@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/keyturn/keyturn/hsm/frost"
 	"github.com/keyturn/keyturn/signoff"
@@ -19,10 +20,16 @@ type signBooks struct {
 	attempt   uint32
 	faults    int
 	open      map[uint16]*frost.Session // by signer that owes a share
-	lists     map[int]Digest
-	waiting   map[uint16]*signoff.Signing // offers for the attempt after this
+	sessions  map[Digest]int            // by list of commitments, the name all know a session by
+	waiting   map[uint16]waiting        // by signer, the offer for the latest attempt after this
 	signature *[64]byte
 	cheats    []cheat
+}
+
+// A waiting is an offer for a later attempt, with the message it came in.
+type waiting struct {
+	*signoff.Signing
+	line []byte
 }
 
 // A cheat is a notary shown to have sent a wrong share, with the signed
@@ -45,7 +52,7 @@ func newSignBooks(group *frost.Group, message []byte, faults int) (*signBooks, e
 		return nil, err
 	}
 	return &signBooks{group: group, roast: roast, attempt: 1, faults: faults, open: map[uint16]*frost.Session{},
-		lists: map[int]Digest{}, waiting: map[uint16]*signoff.Signing{}}, nil
+		sessions: map[Digest]int{}, waiting: map[uint16]waiting{}}, nil
 }
 
 // listDigest names a list of commitments.
@@ -76,17 +83,19 @@ func (b *signBooks) note(line []byte, charter, payload Digest, signers map[Diges
 	if !ok || doc.Verify(who.public) != nil {
 		return
 	}
-	switch m.Attempt {
-	case b.attempt:
+	switch {
+	case m.Attempt == b.attempt:
 		b.take(m, who.index, line)
-	case b.attempt + 1:
+	case m.Attempt > b.attempt:
 		b.wait(m, who.index, line)
 	}
 }
 
 func (b *signBooks) take(m *signoff.Signing, index uint16, line []byte) {
-	if len(m.Share) == 32 && m.List == b.lists[m.Session] {
-		sig, err := b.roast.Deliver(m.Session, index, [32]byte(m.Share))
+	// Sessions are counted differently by who came late or lost mail; what
+	// a signer answers is the list it signed.
+	if session, ok := b.sessions[m.List]; ok && len(m.Share) == 32 {
+		sig, err := b.roast.Deliver(session, index, [32]byte(m.Share))
 		var wrong *frost.CheatError
 		switch {
 		case errors.As(err, &wrong):
@@ -113,30 +122,39 @@ func (b *signBooks) offer(m *signoff.Signing, index uint16, line []byte) {
 	if err != nil || session == nil {
 		return
 	}
-	b.lists[session.Number] = listDigest(session.Commitments)
+	b.sessions[listDigest(session.Commitments)] = session.Number
 	for _, c := range session.Commitments {
 		b.open[c.ID] = session
 	}
 }
 
-// wait keeps offers for the next attempt. It begins once more notaries than
-// can be hostile ask for it, so none alone can keep starting over.
+// wait keeps offers for later attempts. One begins once more notaries than can
+// be hostile ask for it or for one after it, so none alone can keep starting
+// over, and a notary that knows less than the others gets to where they are.
 func (b *signBooks) wait(m *signoff.Signing, index uint16, line []byte) {
-	if len(m.Offer) == 0 {
+	if have, ok := b.waiting[index]; len(m.Offer) == 0 || ok && have.Attempt >= m.Attempt {
 		return
 	}
-	b.waiting[index] = m
+	b.waiting[index] = waiting{m, line}
 	if len(b.waiting) <= b.faults {
 		return
 	}
-	b.attempt++
+	var asked []uint32
+	for _, w := range b.waiting {
+		asked = append(asked, w.Attempt)
+	}
+	slices.Sort(asked)
+	b.attempt = asked[len(asked)-1-b.faults]
 	b.roast.Retry()
 	clear(b.open)
-	waiting := b.waiting
-	b.waiting = map[uint16]*signoff.Signing{}
 	for id := uint16(1); id <= b.group.Members; id++ {
-		if w, ok := waiting[id]; ok {
-			b.offer(w, id, line)
+		w, ok := b.waiting[id]
+		if !ok || w.Attempt > b.attempt {
+			continue
+		}
+		delete(b.waiting, id)
+		if w.Attempt == b.attempt {
+			b.offer(w.Signing, id, w.line)
 		}
 	}
 }
