@@ -39,7 +39,7 @@ func (p goPackage) inside() []string {
 	return out
 }
 
-func list(t *testing.T, args ...string) []goPackage {
+func goList(t *testing.T, args ...string) []goPackage {
 	t.Helper()
 	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Dir,GoFiles,Imports"}, args...)...)
 	var stderr strings.Builder
@@ -83,7 +83,7 @@ func TestArrows(t *testing.T) {
 		{from: "signoff", may: []string{"signoff", "policy", "attest", "hsm"}, never: []string{"hsm/token/module"}},
 		{from: "cmd", may: []string{"cmd/internal", "signoff", "policy", "attest", "hsm"}},
 	}
-	for _, p := range list(t, module+"/...") {
+	for _, p := range goList(t, module+"/...") {
 		for _, r := range rules {
 			if !under(p.short(), r.from) {
 				continue
@@ -120,7 +120,7 @@ func TestClosures(t *testing.T) {
 		{"signoff/authority", []string{etcd, pkcs11, vault, "net/http"}},
 		{"signoff/lockbox", []string{etcd, pkcs11, vault, "net/http"}},
 	} {
-		for _, p := range list(t, "-deps", module+"/"+c.of) {
+		for _, p := range goList(t, "-deps", module+"/"+c.of) {
 			if under(p.ImportPath, c.never...) {
 				t.Errorf("%s links %s", c.of, p.ImportPath)
 			}
@@ -140,7 +140,7 @@ func TestPurePackages(t *testing.T) {
 	for _, p := range pure {
 		paths = append(paths, module+"/"+p)
 	}
-	for _, p := range list(t, paths...) {
+	for _, p := range goList(t, paths...) {
 		if len(p.GoFiles) == 0 {
 			t.Errorf("%s has no files", p.short())
 		}

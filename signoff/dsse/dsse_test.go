@@ -115,7 +115,7 @@ func TestAttackOtherSpellings(t *testing.T) {
 
 func genEnvelope(t *rapid.T) *dsse.Envelope {
 	return &dsse.Envelope{
-		Payload: rapid.SliceOfN(rapid.Byte(), 0, 300).Draw(t, "payload"),
+		Payload: rapid.SliceOfN(rapid.Byte(), 1, 300).Draw(t, "payload"),
 		Sig:     rapid.SliceOfN(rapid.Byte(), 1, dsse.MaxSignature).Draw(t, "signature"),
 		Hint:    dsse.Digest(rapid.SliceOfN(rapid.Byte(), 32, 32).Draw(t, "hint")),
 	}
