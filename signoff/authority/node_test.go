@@ -285,7 +285,7 @@ func TestAttackUsesOfALaunch(t *testing.T) {
 	used := first.Doc.(*signoff.Claim)
 	l.voids(in.claims(request, warrant, 2, func(c *signoff.Claim) { c.Evidence = used.Evidence }), "fresh key was used")
 	l.takes(l.opens(0, request, warrant, id))
-	l.voids(l.opens(0, request, warrant, id), "already released")
+	l.voids(l.opens(0, request, warrant, id), "already took effect")
 	l.takes(in.claims(request, warrant, 2))
 	l.voids(in.claims(request, warrant, 3), "no use left of 2")
 	if used := l.state().Warrants[warrant].Used; used != 2 {
