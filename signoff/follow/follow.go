@@ -199,15 +199,16 @@ func (f *Follower) fold(ctx context.Context, a *authority.Authority, size uint64
 		if len(lines) == 0 {
 			return fmt.Errorf("follow: the source has no entry %d of %d", from, size)
 		}
-		for _, line := range lines {
-			if a.Size() == size {
-				break
-			}
-			out, err := a.Apply(line, blobs)
+		if from == 0 {
+			lines = lines[:1] // the charter, which says by whom the rest is signed
+		}
+		lines = lines[:min(uint64(len(lines)), size-from)]
+		for i, p := range a.Prepare(lines) {
+			out, err := a.ApplyPrepared(p, blobs)
 			if err != nil {
 				return err
 			}
-			f.observe(out, line)
+			f.observe(out, lines[i])
 		}
 	}
 	return nil
