@@ -2,74 +2,84 @@ package main
 
 import (
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/keyturn/keyturn/attest"
-	"github.com/keyturn/keyturn/attest/eventlog"
-	"github.com/keyturn/keyturn/signoff/dsse"
 )
 
 func referenceCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "reference", Short: "make reference values that nodes are judged by"}
-	cmd.AddCommand(fromEventlogCmd(a))
+	cmd.AddCommand(fromEventlogCmd(a), fromUKICmd(a))
 	return cmd
 }
 
+// setFlags say what a reference set is, how long it counts, and where it goes.
+type setFlags struct {
+	name, out string
+	version   uint64
+	pcrs      []int
+	valid     time.Duration
+}
+
+func (s *setFlags) register(cmd *cobra.Command, pcrs []int, out string) {
+	f := cmd.Flags()
+	f.StringVar(&s.name, "name", "", "what the set is for, such as a rack")
+	f.Uint64Var(&s.version, "version", 1, "version; of one name the two highest count")
+	f.IntSliceVar(&s.pcrs, "pcrs", pcrs, "PCRs to accept values of")
+	f.DurationVar(&s.valid, "valid", 365*24*time.Hour, "how long the set counts")
+	f.StringVar(&s.out, "out", "", out)
+}
+
+// set returns a set without values.
+func (s *setFlags) set(now time.Time) *attest.ReferenceSet {
+	return &attest.ReferenceSet{Name: s.name, Version: s.version, NotBefore: now.Unix(), NotAfter: now.Add(s.valid).Unix(), PCRs: map[int][]attest.Digest{}}
+}
+
+// write writes the set to its file, or to w if it has none.
+func (s *setFlags) write(w writer, set *attest.ReferenceSet) error {
+	b, err := set.Marshal()
+	if err != nil {
+		return err
+	}
+	b = append(b, '\n')
+	if s.out != "" {
+		return writeNew(s.out, b)
+	}
+	_, err = w.Write(b)
+	return err
+}
+
 func fromEventlogCmd(a *app) *cobra.Command {
-	var name, out string
-	var version uint64
-	var pcrs []int
-	var valid time.Duration
+	var s setFlags
+	var expect string
 	cmd := &cobra.Command{Use: "from-eventlog FILE", Short: "accept the boot that a firmware event log describes", Args: cobra.ExactArgs(1),
 		Long: `From-eventlog replays the log in the sha256 bank and writes a reference set for
 the PCRs named. A log is what a machine says of itself: take it from a machine
-whose boot you built and know, and put the set into the founding file of a
-charter, where founders sign it.`,
+whose boot you built and know, give the PCRs that its TPM quoted with --expect,
+and put the set into the founding file of a charter, where founders sign it.`,
 		RunE: func(_ *cobra.Command, args []string) error {
-			set, err := referenceFromLog(args[0], name, version, pcrs, time.Now(), valid)
+			set, err := s.ofLog(args[0], expect, time.Now())
 			if err != nil {
 				return err
 			}
-			b, err := set.Marshal()
-			if err != nil {
-				return err
-			}
-			if out == "" {
-				_, err = fmt.Fprintf(a.Out, "%s\n", b)
-				return err
-			}
-			return writeNew(out, append(b, '\n'))
+			return s.write(a.Out, set)
 		}}
-	f := cmd.Flags()
-	f.StringVar(&name, "name", "", "what the set is for, such as a rack")
-	f.Uint64Var(&version, "version", 1, "version; of one name the two highest count")
-	f.IntSliceVar(&pcrs, "pcrs", []int{0, 1, 2, 3, 4, 5, 6, 7}, "PCRs to accept values of")
-	f.DurationVar(&valid, "valid", 365*24*time.Hour, "how long the set counts")
-	f.StringVar(&out, "out", "", "file to write (default standard output)")
+	s.register(cmd, []int{0, 1, 2, 3, 4, 5, 6, 7}, "file to write (default standard output)")
+	cmd.Flags().StringVar(&expect, "expect", "", `file with the PCRs that the log must lead to: {"0":"hex",...}`)
 	return require(cmd, "name")
 }
 
-func referenceFromLog(file, name string, version uint64, pcrs []int, now time.Time, valid time.Duration) (*attest.ReferenceSet, error) {
-	data, err := readEvidence(file)
+func (s *setFlags) ofLog(file, expect string, now time.Time) (*attest.ReferenceSet, error) {
+	summary, err := summarise(file, "sha256", expect)
 	if err != nil {
 		return nil, err
 	}
-	l, err := eventlog.Parse(data)
-	if err != nil {
-		return nil, err
-	}
-	replayed, err := l.Replay("sha256")
-	if err != nil {
-		return nil, err
-	}
-	slices.Sort(pcrs)
-	set := &attest.ReferenceSet{Name: name, Version: version, NotBefore: now.Unix(), NotAfter: now.Add(valid).Unix(), PCRs: map[int][]attest.Digest{}}
-	for _, i := range slices.Compact(pcrs) {
-		value, ok := replayed[i]
-		if !ok || len(value) != len(dsse.Digest{}) {
+	set := s.set(now)
+	for _, i := range s.pcrs {
+		value, ok := summary.PCRs[i]
+		if !ok || len(value) != len(attest.Digest{}) {
 			return nil, fmt.Errorf("the log measures nothing into PCR %d; leave it out of --pcrs", i)
 		}
 		set.PCRs[i] = []attest.Digest{attest.Digest(value)}
