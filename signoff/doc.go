@@ -136,16 +136,16 @@ func Write(d Document) ([]byte, error) {
 
 // Read parses a payload strictly and validates its form.
 func Read(payload []byte) (Document, error) {
-	pt, err := dsse.PredicateType(payload)
+	statement, err := dsse.OpenStatement(payload)
 	if err != nil {
 		return nil, err
 	}
+	pt := statement.PredicateType
 	d := empty(kindOf(pt))
 	if d == nil {
 		return nil, fmt.Errorf("signoff: read document: kind %.100q is unknown at format level %d; a newer keyturn may know it", pt, FormatLevel)
 	}
-	subjects, err := dsse.ParseStatement(payload, pt, d)
-	if err != nil {
+	if err := statement.Predicate(d); err != nil {
 		return nil, err
 	}
 	if err := check(d); err != nil {
@@ -156,7 +156,7 @@ func Read(payload []byte) (Document, error) {
 		return nil, err
 	}
 	if !bytes.Equal(want, payload) {
-		return nil, fmt.Errorf("signoff: read %s: not in canonical form, or its %d subjects are not those its predicate names", d.Kind(), len(subjects))
+		return nil, fmt.Errorf("signoff: read %s: not in canonical form, or its %d subjects are not those its predicate names", d.Kind(), len(statement.Subjects))
 	}
 	return d, nil
 }

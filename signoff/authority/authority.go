@@ -92,11 +92,16 @@ func (a *Authority) State() *State { return a.state }
 // Apply folds the next entry. An error means the fold stands where it was,
 // with a blob still missing; a void entry is no error.
 func (a *Authority) Apply(line []byte, blobs Blobs) (Outcome, error) {
-	out, changes, err := a.Judge(line, blobs)
+	return a.ApplyPrepared(a.prepare(line), blobs)
+}
+
+// ApplyPrepared is Apply for an entry that Prepare has looked at.
+func (a *Authority) ApplyPrepared(p Prepared, blobs Blobs) (Outcome, error) {
+	out, changes, err := a.judgePrepared(p, blobs)
 	if err != nil {
 		return out, err
 	}
-	a.commitEntry(line, out, changes)
+	a.commitEntry(p.line, out, changes)
 	for _, c := range changes {
 		out.Changes = append(out.Changes, c.key)
 	}
@@ -105,14 +110,17 @@ func (a *Authority) Apply(line []byte, blobs Blobs) (Outcome, error) {
 
 // Judge says what the entry would do next, and does nothing.
 func (a *Authority) Judge(line []byte, blobs Blobs) (Outcome, []change, error) {
+	return a.judgePrepared(a.prepare(line), blobs)
+}
+
+func (a *Authority) judgePrepared(p Prepared, blobs Blobs) (Outcome, []change, error) {
 	out := Outcome{Index: a.Size()}
-	doc, err := signoff.ReadLine(line)
-	if err != nil {
-		out.Void = err
+	if p.err != nil {
+		out.Void = p.err
 		return out, nil, nil
 	}
-	out.Kind, out.Document, out.Signer = doc.Doc.Kind(), doc.Digest(), doc.Hint
-	changes, err := a.judge(doc, blobs)
+	out.Kind, out.Document, out.Signer = p.doc.Doc.Kind(), p.doc.Digest(), p.doc.Hint
+	changes, err := a.judge(p, blobs)
 	if errors.Is(err, ErrMissingBlob) {
 		return out, nil, fmt.Errorf("authority: entry %d, %s %s: %w", out.Index, out.Kind, out.Document.Short(), err)
 	}
@@ -120,11 +128,11 @@ func (a *Authority) Judge(line []byte, blobs Blobs) (Outcome, []change, error) {
 	return out, changes, nil
 }
 
-func (a *Authority) judge(doc *signoff.Signed, blobs Blobs) ([]change, error) {
-	if err := a.state.verify(doc, a.Size()); err != nil {
+func (a *Authority) judge(p Prepared, blobs Blobs) ([]change, error) {
+	if err := a.state.verify(p, a.Size()); err != nil {
 		return nil, err
 	}
-	d := decision{state: a.state, authority: a, doc: doc, index: a.Size(), blobs: blobs}
+	d := decision{state: a.state, authority: a, doc: p.doc, index: a.Size(), blobs: blobs}
 	changes, err := d.decide()
 	if err != nil {
 		return nil, err

@@ -69,7 +69,7 @@ func (d decision) position(line string, r *signoff.Recovery) (*signoff.Position,
 	if !ok || p.Charter != d.state.ID {
 		return nil, errors.New("a position that is none, or of another cluster")
 	}
-	if err := d.state.byNotary(doc, p.Notary); err != nil {
+	if err := d.state.byNotary(Prepared{doc: doc}, p.Notary); err != nil {
 		return nil, err
 	}
 	fp := r.Log.Fingerprint()

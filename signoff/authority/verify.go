@@ -9,7 +9,8 @@ import (
 
 // verify checks that the document belongs to this cluster and is signed by
 // the key its kind demands. It looks at nothing else.
-func (s *State) verify(doc *signoff.Signed, index uint64) error {
+func (s *State) verify(p Prepared, index uint64) error {
+	doc := p.doc
 	if charter, ok := doc.Doc.(*signoff.Charter); ok {
 		return s.verifyCharter(doc, charter, index)
 	}
@@ -22,7 +23,7 @@ func (s *State) verify(doc *signoff.Signed, index uint64) error {
 	if at, ok := s.Documents[doc.Digest()]; ok {
 		return fmt.Errorf("the same document already took effect at entry %d", at)
 	}
-	return s.verifySigner(doc)
+	return s.verifySigner(p)
 }
 
 func (s *State) verifyCharter(doc *signoff.Signed, c *signoff.Charter, index uint64) error {
@@ -44,63 +45,64 @@ func (s *State) verifyCharter(doc *signoff.Signed, c *signoff.Charter, index uin
 	return fmt.Errorf("charter signed by %s, who is not in it", doc.Hint)
 }
 
-func (s *State) verifySigner(doc *signoff.Signed) error {
+func (s *State) verifySigner(p Prepared) error {
+	doc := p.doc
 	switch d := doc.Doc.(type) {
 	case *signoff.Acceptance:
-		return s.byPerson(doc, d.Person)
+		return s.byPerson(p, d.Person)
 	case *signoff.Object:
-		return s.byPerson(doc, d.Sealer)
+		return s.byPerson(p, d.Sealer)
 	case *signoff.Deals:
-		return s.byPerson(doc, d.Sealer)
+		return s.byPerson(p, d.Sealer)
 	case *signoff.Request:
-		return s.byPerson(doc, d.Requester)
+		return s.byPerson(p, d.Requester)
 	case *signoff.Approval:
-		return s.byPerson(doc, d.Person)
+		return s.byPerson(p, d.Person)
 	case *signoff.Halt:
-		return s.byPerson(doc, d.Person)
+		return s.byPerson(p, d.Person)
 	case *signoff.Commitment:
-		return s.byNotary(doc, d.Notary)
+		return s.byNotary(p, d.Notary)
 	case *signoff.Dealing:
-		return s.byNotary(doc, d.Notary)
+		return s.byNotary(p, d.Notary)
 	case *signoff.Transcript:
-		return s.byNotary(doc, d.Notary)
+		return s.byNotary(p, d.Notary)
 	case *signoff.Tick:
-		return s.byNotary(doc, d.Notary)
+		return s.byNotary(p, d.Notary)
 	case *signoff.Epoch:
-		return s.byNotary(doc, d.Notary)
+		return s.byNotary(p, d.Notary)
 	case *signoff.Activation:
-		return s.byNotary(doc, d.Notary)
+		return s.byNotary(p, d.Notary)
 	case *signoff.Release:
-		return s.byNotary(doc, d.Notary)
+		return s.byNotary(p, d.Notary)
 	case *signoff.Recovery:
-		return s.byNotary(doc, doc.Hint)
+		return s.byNotary(p, doc.Hint)
 	case *signoff.Warrant:
 		return s.byGroup(doc)
 	case *signoff.Claim:
 		return s.byNode(doc, d.Node)
 	case *signoff.Receipt:
 		if d.Event == signoff.EventExported {
-			return s.byPerson(doc, d.Signer)
+			return s.byPerson(p, d.Signer)
 		}
 		return s.byNode(doc, d.Signer)
 	}
 	return fmt.Errorf("a %s is no log entry", doc.Doc.Kind())
 }
 
-func (s *State) byPerson(doc *signoff.Signed, id Digest) error {
+func (s *State) byPerson(p Prepared, id Digest) error {
 	g, ok := s.signers[id]
 	if !ok || g.person == nil {
 		return fmt.Errorf("%s is not a person of this charter", id)
 	}
-	return doc.Verify(g.public)
+	return p.bySigner(id, g)
 }
 
-func (s *State) byNotary(doc *signoff.Signed, id Digest) error {
+func (s *State) byNotary(p Prepared, id Digest) error {
 	g, ok := s.signers[id]
 	if !ok || g.notary == nil {
 		return fmt.Errorf("%s is not a notary of this charter", id)
 	}
-	return doc.Verify(g.public)
+	return p.bySigner(id, g)
 }
 
 func (s *State) byNode(doc *signoff.Signed, id Digest) error {

@@ -95,46 +95,75 @@ func parse(line []byte, most int) (*Envelope, error) {
 	if len(line) > most {
 		return nil, fmt.Errorf("dsse: parse bundle: %d bytes, at most %d are allowed", len(line), most)
 	}
-	var b bundle
-	if err := Decode(line, &b); err != nil {
-		return nil, fmt.Errorf("dsse: parse bundle: %w", err)
+	if e := cut(line); e != nil && bytes.Equal(e.Line(), line) {
+		return e, nil
 	}
-	if b.MediaType != MediaType {
-		return nil, fmt.Errorf("dsse: parse bundle: media type %q, want %q", b.MediaType, MediaType)
-	}
-	if b.Envelope.PayloadType != PayloadType {
-		return nil, fmt.Errorf("dsse: parse bundle: payload type %q, want %q", b.Envelope.PayloadType, PayloadType)
-	}
-	if n := len(b.Envelope.Signatures); n != 1 {
-		return nil, fmt.Errorf("dsse: parse bundle: %d signatures, want exactly 1", n)
-	}
-	e := &Envelope{Payload: b.Envelope.Payload, Sig: b.Envelope.Signatures[0].Sig}
-	if err := e.setHint(b.Verification.PublicKey.Hint); err != nil {
-		return nil, err
-	}
-	if n := len(e.Sig); n == 0 || n > MaxSignature {
-		return nil, fmt.Errorf("dsse: parse bundle: signature of %d bytes, want 1 to %d", n, MaxSignature)
-	}
-	if !bytes.Equal(e.Line(), line) {
-		return nil, errors.New("dsse: parse bundle: not in canonical form (member order, spacing or base64 differ from what keyturn writes)")
-	}
-	return e, nil
+	return nil, explain(line)
 }
 
-func (e *Envelope) setHint(hint []byte) error {
-	if len(hint) != len(e.Hint) {
-		return fmt.Errorf("dsse: parse bundle: key hint of %d bytes, want %d", len(hint), len(e.Hint))
+// The frame of a bundle line: there is one way to write it, so it can be cut
+// instead of parsed.
+const (
+	frameHint    = `{"mediaType":"` + MediaType + `","verificationMaterial":{"publicKey":{"hint":"`
+	framePayload = `"}},"dsseEnvelope":{"payload":"`
+	frameSig     = `","payloadType":"` + PayloadType + `","signatures":[{"sig":"`
+	frameEnd     = `"}]}}`
+)
+
+// cut takes a line apart along its frame, and returns nil for any other line.
+func cut(line []byte) *Envelope {
+	rest, ok1 := bytes.CutPrefix(line, []byte(frameHint))
+	hint, rest, ok2 := bytes.Cut(rest, []byte(framePayload))
+	payload, rest, ok3 := bytes.Cut(rest, []byte(frameSig))
+	sig, ok4 := bytes.CutSuffix(rest, []byte(frameEnd))
+	if !ok1 || !ok2 || !ok3 || !ok4 {
+		return nil
 	}
-	copy(e.Hint[:], hint)
-	return nil
+	var parts [3][]byte
+	for i, text := range [][]byte{hint, payload, sig} {
+		b, err := base64.StdEncoding.AppendDecode(nil, text)
+		if err != nil {
+			return nil
+		}
+		parts[i] = b
+	}
+	e := &Envelope{Payload: parts[1], Sig: parts[2]}
+	if len(parts[0]) != len(e.Hint) || len(e.Sig) == 0 || len(e.Sig) > MaxSignature {
+		return nil
+	}
+	copy(e.Hint[:], parts[0])
+	return e
+}
+
+// explain says what is wrong with a line that has no canonical form. It never
+// returns nil.
+func explain(line []byte) error {
+	var b bundle
+	if err := Decode(line, &b); err != nil {
+		return fmt.Errorf("dsse: parse bundle: %w", err)
+	}
+	switch n := len(b.Envelope.Signatures); {
+	case b.MediaType != MediaType:
+		return fmt.Errorf("dsse: parse bundle: media type %q, want %q", b.MediaType, MediaType)
+	case b.Envelope.PayloadType != PayloadType:
+		return fmt.Errorf("dsse: parse bundle: payload type %q, want %q", b.Envelope.PayloadType, PayloadType)
+	case n != 1:
+		return fmt.Errorf("dsse: parse bundle: %d signatures, want exactly 1", n)
+	case len(b.Verification.PublicKey.Hint) != len(Digest{}):
+		return fmt.Errorf("dsse: parse bundle: key hint of %d bytes, want %d", len(b.Verification.PublicKey.Hint), len(Digest{}))
+	case len(b.Envelope.Signatures[0].Sig) == 0 || len(b.Envelope.Signatures[0].Sig) > MaxSignature:
+		return fmt.Errorf("dsse: parse bundle: signature of %d bytes, want 1 to %d", len(b.Envelope.Signatures[0].Sig), MaxSignature)
+	}
+	return errors.New("dsse: parse bundle: not in canonical form (member order, spacing or base64 differ from what keyturn writes)")
 }
 
 // Line writes the document as one bundle line, without a newline.
 func (e *Envelope) Line() []byte {
-	b64 := base64.StdEncoding.EncodeToString
-	return []byte(`{"mediaType":"` + MediaType + `","verificationMaterial":{"publicKey":{"hint":"` + b64(e.Hint[:]) +
-		`"}},"dsseEnvelope":{"payload":"` + b64(e.Payload) + `","payloadType":"` + PayloadType +
-		`","signatures":[{"sig":"` + b64(e.Sig) + `"}]}}`)
+	out := make([]byte, 0, len(frameHint)+len(framePayload)+len(frameSig)+len(frameEnd)+4*(len(e.Hint)+len(e.Payload)+len(e.Sig))/3+12)
+	out = base64.StdEncoding.AppendEncode(append(out, frameHint...), e.Hint[:])
+	out = base64.StdEncoding.AppendEncode(append(out, framePayload...), e.Payload)
+	out = base64.StdEncoding.AppendEncode(append(out, frameSig...), e.Sig)
+	return append(out, frameEnd...)
 }
 
 // Digest is the document's identity: SHA-256 of the payload.
@@ -172,8 +201,14 @@ func (e *Envelope) Verify(pub crypto.PublicKey) error {
 	if err != nil {
 		return fmt.Errorf("dsse: verify: %w", err)
 	}
-	if e.Hint != Digest(fp) {
-		return fmt.Errorf("dsse: verify: the document names key %s, not %s", e.Hint, Digest(fp))
+	return e.VerifyKnown(fp, pub)
+}
+
+// VerifyKnown is Verify with a key whose fingerprint the caller worked out
+// before and keeps beside it.
+func (e *Envelope) VerifyKnown(fingerprint Digest, pub crypto.PublicKey) error {
+	if e.Hint != fingerprint {
+		return fmt.Errorf("dsse: verify: the document names key %s, not %s", e.Hint, fingerprint)
 	}
 	if err := hsm.VerifyMessage(pub, PAE(e.Payload), e.Sig); err != nil {
 		return fmt.Errorf("dsse: verify: %w", err)

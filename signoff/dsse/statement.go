@@ -3,6 +3,7 @@ package dsse
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -33,18 +34,47 @@ type statement struct {
 
 // Statement writes the payload of a document: an in-toto Statement v1.
 func Statement(predicateType string, subjects []Subject, predicate any) ([]byte, error) {
+	about, err := Encode(subjects)
+	if err != nil {
+		return nil, fmt.Errorf("dsse: write %s: %w", predicateType, err)
+	}
+	kind, err := Encode(predicateType)
+	if err != nil {
+		return nil, fmt.Errorf("dsse: write %s: %w", predicateType, err)
+	}
 	body, err := Encode(predicate)
 	if err != nil {
 		return nil, fmt.Errorf("dsse: write %s: %w", predicateType, err)
 	}
-	payload, err := Encode(statement{StatementType, subjects, predicateType, body})
-	if err != nil {
-		return nil, fmt.Errorf("dsse: write %s: %w", predicateType, err)
-	}
+	payload := slices.Concat([]byte(`{"_type":"`+StatementType+`","subject":`), about, []byte(`,"predicateType":`), kind, []byte(`,"predicate":`), body, []byte("}"))
 	if len(payload) > MaxPayload {
 		return nil, fmt.Errorf("dsse: write %s: %d bytes, at most %d fit a log entry; name large parts by blob", predicateType, len(payload), MaxPayload)
 	}
 	return payload, nil
+}
+
+// A Parsed is a statement whose predicate has not been decoded yet.
+type Parsed struct {
+	Subjects      []Subject
+	PredicateType string
+	predicate     jsontext.Value
+}
+
+// OpenStatement parses a payload's outer layer, strictly.
+func OpenStatement(payload []byte) (*Parsed, error) {
+	s, err := parseStatement(payload)
+	if err != nil {
+		return nil, err
+	}
+	return &Parsed{s.Subject, s.PredicateType, s.Predicate}, nil
+}
+
+// Predicate decodes the predicate, strictly.
+func (p *Parsed) Predicate(into any) error {
+	if err := Decode(p.predicate, into); err != nil {
+		return fmt.Errorf("dsse: read %s: %w", p.PredicateType, err)
+	}
+	return nil
 }
 
 // PredicateType reads only which kind of document a payload is.
@@ -58,17 +88,14 @@ func PredicateType(payload []byte) (string, error) {
 
 // ParseStatement reads a payload of the given kind into predicate, strictly.
 func ParseStatement(payload []byte, predicateType string, predicate any) ([]Subject, error) {
-	s, err := parseStatement(payload)
+	p, err := OpenStatement(payload)
 	if err != nil {
 		return nil, err
 	}
-	if s.PredicateType != predicateType {
-		return nil, fmt.Errorf("dsse: read statement: predicate type %.100q, want %q", s.PredicateType, predicateType)
+	if p.PredicateType != predicateType {
+		return nil, fmt.Errorf("dsse: read statement: predicate type %.100q, want %q", p.PredicateType, predicateType)
 	}
-	if err := Decode(s.Predicate, predicate); err != nil {
-		return nil, fmt.Errorf("dsse: read %s: %w", predicateType, err)
-	}
-	return s.Subject, nil
+	return p.Subjects, p.Predicate(predicate)
 }
 
 func parseStatement(payload []byte) (statement, error) {

@@ -265,10 +265,23 @@ func (c *Cluster) StopCoordinator() { c.Host.Stop() }
 // OpenNotary opens a notary's directory without running it.
 func (c *Cluster) OpenNotary(n *Notary) *notary.Notary {
 	c.T.Helper()
-	y, err := notary.New(notary.Config{Charter: c.ID, Dir: n.Dir, Client: n.Wire.Client, Signing: n.Signing, Exchange: n.Exchange,
-		Witness: n.Witness, Sealer: n.Sealer, Log: c.Log.With("notary", n.Name)})
+	y, err := notary.New(c.config(n))
 	c.must(err)
 	return y
+}
+
+func (c *Cluster) config(n *Notary) notary.Config {
+	return notary.Config{Charter: c.ID, Dir: n.Dir, Client: n.Wire.Client, Signing: n.Signing, Exchange: n.Exchange,
+		Witness: n.Witness, Sealer: n.Sealer, Log: c.Log.With("notary", n.Name)}
+}
+
+// TryNotary opens a notary's directory and closes it again.
+func (c *Cluster) TryNotary(n *Notary) error {
+	y, err := notary.New(c.config(n))
+	if err != nil {
+		return err
+	}
+	return y.Close()
 }
 
 // Use makes a host the one that the test speaks to. The cluster's follower
