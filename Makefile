@@ -2,7 +2,7 @@
 # Both install what they need and say so. See README.md.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: help build deps demo up down test vet fuzz bench clean
+.PHONY: help build deps demo up down test test-vault vet fuzz bench clean
 
 export CGO_ENABLED := 0
 BIN := bin
@@ -10,7 +10,7 @@ PROGRAMS := keyturn keyturnd keyturn-notary keyturn-agent age-plugin-keyturn
 PACKAGES := gcc libc6-dev xfsprogs softhsm2 swtpm swtpm-tools age openssl opensc minisign openssh-client git
 
 help: ## show this list
-	@sed -nE 's/^([a-z]+):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 deps: ## install what build, demo and test need (Debian)
 	@missing=$$(dpkg-query -W -f='$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>/dev/null | awk '$$1=="installed"{print $$2}' | sort | comm -13 - <(printf '%s\n' $(PACKAGES) | sort)); \
@@ -38,6 +38,11 @@ down: ## stop what make up left running
 
 test: deps vet ## all tests
 	@CGO_ENABLED=1 go test -timeout 20m ./...
+
+test-vault: deps ## hsm/vault against a real Vault server, which is built first (minutes)
+	@mkdir -p build
+	@echo "building a Vault server for the tests"; cd hsm/vault/testserver && go build -trimpath -ldflags='-s -w' -o $(CURDIR)/build/vault-server .
+	@CGO_ENABLED=1 KEYTURN_VAULT_SERVER=$(CURDIR)/build/vault-server go test -count=1 ./hsm/vault
 
 vet: ## gofmt and go vet
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "gofmt would change:"; echo "$$out"; exit 1; }
