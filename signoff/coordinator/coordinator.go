@@ -17,11 +17,13 @@
 package coordinator
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -99,19 +101,39 @@ func (c *Coordinator) reconcile(ctx context.Context) error {
 		return err
 	}
 	switch {
-	case head == 0 && size == 0:
-		for i, line := range c.cfg.Genesis {
-			if _, _, err := c.cfg.Order.Append(ctx, entryID(line), line); err != nil {
-				return fmt.Errorf("coordinator: append genesis entry %d: %w", i, err)
-			}
-		}
-		return nil
-	case head == 0:
-		return c.refill(ctx, size)
+	case head == 0 && size > 0:
+		err = c.refill(ctx, size)
 	case head < size:
-		return fmt.Errorf("coordinator: the order has %d entries, the tiles %d: the order was rolled back; move its directory away and it is rebuilt from the tiles", head, size)
+		err = fmt.Errorf("coordinator: the order has %d entries, the tiles %d: the order was rolled back; move its directory away and it is rebuilt from the tiles", head, size)
+	default:
+		err = c.compare(ctx, size)
 	}
-	return c.compare(ctx, size)
+	if err != nil {
+		return err
+	}
+	return c.genesis(ctx, max(head, size))
+}
+
+// genesis appends what a log that has only head entries lacks of its first
+// ones: all of them, or those that an earlier start did not come to.
+func (c *Coordinator) genesis(ctx context.Context, head uint64) error {
+	lines := c.cfg.Genesis
+	if head >= uint64(len(lines)) {
+		return nil
+	}
+	have, err := c.cfg.Order.Entries(ctx, 0, len(lines))
+	if err != nil {
+		return err
+	}
+	if !slices.EqualFunc(have, lines[:head], bytes.Equal) {
+		return fmt.Errorf("coordinator: the log's %d entries are not how this charter's log begins; refusing to start", head)
+	}
+	for _, line := range lines[head:] {
+		if _, _, err := c.cfg.Order.Append(ctx, entryID(line), line); err != nil {
+			return fmt.Errorf("coordinator: append genesis entry: %w", err)
+		}
+	}
+	return nil
 }
 
 func (c *Coordinator) refill(ctx context.Context, size uint64) error {
@@ -123,6 +145,9 @@ func (c *Coordinator) refill(ctx context.Context, size uint64) error {
 
 // compare checks the newest entries that both have.
 func (c *Coordinator) compare(ctx context.Context, size uint64) error {
+	if size == 0 {
+		return nil // the process died before the first entry was in tiles
+	}
 	from := size - min(size, batch)
 	have, err := c.cfg.Archive.Leaves(ctx, from, size)
 	if err != nil {

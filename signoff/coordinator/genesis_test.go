@@ -1,0 +1,57 @@
+package coordinator_test
+
+import (
+	"context"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/keyturn/keyturn/signoff/coordinator"
+	"github.com/keyturn/keyturn/signoff/log"
+	"github.com/keyturn/keyturn/signoff/log/etcd"
+	"github.com/keyturn/keyturn/signoff/signofftest"
+)
+
+// A coordinator killed at any step of its first start begins its log all the
+// same, and never begins it twice.
+func TestKilledAtGenesis(t *testing.T) {
+	c, ctx := signofftest.Keys(t, nil), context.Background()
+	dir := t.TempDir()
+	order, err := etcd.OpenEmbedded(ctx, filepath.Join(dir, "etcd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer order.Close()
+	archive, err := log.Open(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer archive.Close()
+	start := func(genesis [][]byte) error {
+		_, err := coordinator.New(ctx, coordinator.Config{Charter: c.ID, Genesis: genesis, Order: order, Archive: archive, LogKey: c.LogKey, Log: c.Log})
+		return err
+	}
+	for n := range len(c.Genesis) + 1 {
+		// The first n entries are what an earlier start came to.
+		if err := start(c.Genesis[:n]); err != nil {
+			t.Fatal(err)
+		}
+		if head, err := order.Head(ctx); err != nil || head != uint64(n) {
+			t.Fatalf("%d entries, want %d: %v", head, n, err)
+		}
+		if n > 1 {
+			other := slices.Clone(c.Genesis)
+			other[1] = other[0]
+			if err := start(append(other, other[0])); err == nil {
+				t.Fatal("started on the log of another beginning")
+			}
+		}
+	}
+	if err := start(c.Genesis); err != nil {
+		t.Fatal(err)
+	}
+	got, err := order.Entries(ctx, 0, 100)
+	if err != nil || !slices.EqualFunc(got, c.Genesis, slices.Equal) {
+		t.Fatalf("%d entries: %v", len(got), err)
+	}
+}
