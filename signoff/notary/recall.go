@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/keyturn/keyturn/signoff/api"
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/follow"
 	"github.com/keyturn/keyturn/signoff/proof"
 )
 
@@ -70,13 +72,21 @@ func (n *Notary) recall(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// catchUp folds the newest checkpoint without cosigning it.
+// catchUp folds the newest checkpoint without cosigning it. What was folded in
+// here binds to nothing, only what was cosigned does: shown another log than a
+// moment ago, the fold begins again.
 func (n *Notary) catchUp(ctx context.Context) error {
 	note, err := n.cfg.Client.Checkpoint(ctx, false, 1, time.Second)
 	if err != nil {
 		return err
 	}
-	if _, err := n.follower.Committed(ctx, note); err != nil {
+	_, err = n.follower.Committed(ctx, note)
+	if errors.Is(err, follow.ErrRollback) {
+		if n.follower, err = follow.New(n.cfg.Charter, n.cfg.Client, nil); err == nil {
+			_, err = n.follower.Committed(ctx, note)
+		}
+	}
+	if err != nil {
 		return err
 	}
 	if err := n.whoAmI(); err != nil {
