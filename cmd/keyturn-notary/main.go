@@ -40,7 +40,7 @@ func main() {
 			RunE: func(*cobra.Command, []string) error { return o.init() }},
 		&cobra.Command{Use: "run", Short: "run until told to stop", Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context()) }},
-		o.positionCmd(p),
+		o.positionCmd(p), o.recoveryCmd(p),
 	)
 	os.Exit(p.Report("keyturn-notary", root.ExecuteContext(ctx)))
 }

@@ -58,7 +58,7 @@ func eventlogCmd(a *app) *cobra.Command {
 			return a.Answer(s, func(w writer) { eventlogText(w, s, expect != "") })
 		}}
 	cmd.Flags().StringVar(&bank, "bank", "sha256", "hash bank: sha1, sha256, sha384 or sha512")
-	cmd.Flags().StringVar(&expect, "expect", "", `file with the PCRs to lead to: {"0":"hex",...}`)
+	cmd.Flags().StringVar(&expect, "expect", "", `file with the PCRs to lead to: {"0":"hex",...}, or what --json printed`)
 	return cmd
 }
 
@@ -77,7 +77,9 @@ func summarise(file, bank, expect string) (*eventlog.Summary, error) {
 		if err != nil {
 			return nil, err
 		}
-		if want, err = eventlog.DecodePCRs(b, bank); err != nil {
+		// A file may hold several machines' values under their logs' names.
+		name := strings.TrimSuffix(filepath.Base(file), filepath.Ext(file))
+		if want, err = eventlog.DecodePCRs(b, bank, name); err != nil {
 			return nil, err
 		}
 	}
@@ -196,7 +198,7 @@ func ekcertCmd(a *app) *cobra.Command {
 	var roots string
 	cmd := &cobra.Command{Use: "ekcert FILE", Short: "judge an endorsement-key certificate, PEM, DER or as read from a TPM", Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			ek, err := judgeEK(args[0], roots, time.Now())
+			ek, err := a.judgeEK(args[0], roots, time.Now())
 			if err != nil {
 				return err
 			}
@@ -207,7 +209,7 @@ func ekcertCmd(a *app) *cobra.Command {
 	return cmd
 }
 
-func judgeEK(file, roots string, now time.Time) (*attest.EK, error) {
+func (a *app) judgeEK(file, roots string, now time.Time) (*attest.EK, error) {
 	b, err := readEvidence(file)
 	if err != nil {
 		return nil, err
@@ -219,7 +221,7 @@ func judgeEK(file, roots string, now time.Time) (*attest.EK, error) {
 	if roots == "" {
 		return attest.ReadEKCert(der)
 	}
-	pool, intermediates, err := readRoots(roots)
+	pool, intermediates, err := a.readRoots(roots)
 	if err != nil {
 		return nil, err
 	}
@@ -227,8 +229,9 @@ func judgeEK(file, roots string, now time.Time) (*attest.EK, error) {
 }
 
 // readRoots reads every certificate in a directory. A self-signed one is a
-// root; another only helps to reach one.
-func readRoots(dir string) (roots, intermediates *x509.CertPool, err error) {
+// root; another only helps to reach one. What Go cannot read as a certificate
+// is told and passed over: one root less never lets anybody in.
+func (a *app) readRoots(dir string) (roots, intermediates *x509.CertPool, err error) {
 	roots, intermediates = x509.NewCertPool(), x509.NewCertPool()
 	files, err := os.ReadDir(dir)
 	if err != nil {
@@ -236,6 +239,9 @@ func readRoots(dir string) (roots, intermediates *x509.CertPool, err error) {
 	}
 	n := 0
 	for _, f := range files {
+		if f.IsDir() {
+			continue
+		}
 		b, err := readEvidence(filepath.Join(dir, f.Name()))
 		if err != nil {
 			return nil, nil, err
@@ -243,18 +249,19 @@ func readRoots(dir string) (roots, intermediates *x509.CertPool, err error) {
 		for _, der := range certificates(b) {
 			c, err := x509.ParseCertificate(der)
 			if err != nil {
-				return nil, nil, fmt.Errorf("%s: %w", f.Name(), err)
+				a.Note("passed over %q: %v", f.Name(), err)
+				continue
 			}
-			if c.CheckSignatureFrom(c) == nil || (string(c.RawIssuer) == string(c.RawSubject) && c.IsCA) {
+			if string(c.RawIssuer) == string(c.RawSubject) {
 				roots.AddCert(c)
+				n++
 			} else {
 				intermediates.AddCert(c)
 			}
-			n++
 		}
 	}
 	if n == 0 {
-		return nil, nil, fmt.Errorf("no certificate in %s", dir)
+		return nil, nil, fmt.Errorf("no root certificate in %s", dir)
 	}
 	return roots, intermediates, nil
 }

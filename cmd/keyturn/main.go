@@ -15,10 +15,16 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/keyturn/keyturn/cmd/internal/keys"
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 )
 
-func main() { os.Exit(run(os.Args[1:])) }
+func main() {
+	if err := keys.Harden(); err != nil {
+		os.Exit(ui.New().Report("keyturn", err))
+	}
+	os.Exit(run(os.Args[1:]))
+}
 
 // run is main without the exit, so that tests can register it as a command.
 func run(args []string) int {

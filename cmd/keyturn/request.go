@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/keyturn/keyturn/attest"
+	"github.com/keyturn/keyturn/cmd/internal/config"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
@@ -88,7 +89,7 @@ func (r *asking) export() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			key, err := readPublicKey(keyFile)
+			key, err := config.ReadPublicKey(keyFile)
 			if err != nil {
 				return err
 			}
@@ -110,19 +111,6 @@ func require(cmd *cobra.Command, flags ...string) *cobra.Command {
 		cmd.MarkFlagRequired(f)
 	}
 	return cmd
-}
-
-// readPublicKey reads a key as keyturn key show and weights recipient write it.
-func readPublicKey(path string) (signoff.PublicKey, error) {
-	var k signoff.PublicKey
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return k, err
-	}
-	if err := dsse.Decode(b, &k); err != nil {
-		return k, fmt.Errorf("%s is not a public key file: %w", path, err)
-	}
-	return k, nil
 }
 
 func (r *asking) launch() *cobra.Command {

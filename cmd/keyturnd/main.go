@@ -51,6 +51,7 @@ func main() {
 	f.StringVar(&o.config, "config", "/etc/keyturn/keyturnd.yaml", "configuration file")
 	f.IntVar(&o.pinFD, "pin-fd", 0, "read the token's PIN from this file descriptor")
 	f.StringVar(&o.credential, "pin-credential", "", "read the token's PIN from this service credential")
+	root.AddCommand(recoverCmd(p))
 	os.Exit(p.Report("keyturnd", root.ExecuteContext(ctx)))
 }
 
@@ -98,7 +99,14 @@ func (o *options) run(ctx context.Context) error {
 }
 
 func (s *server) open(ctx context.Context, file string, conf *config.Coordinator, charter *signoff.Charter, id dsse.Digest) (*coordinator.Coordinator, error) {
-	logPub, err := charter.Log.Public()
+	pinned := charter.Log
+	if conf.LogKeyPublic != "" {
+		var err error
+		if pinned, err = config.ReadPublicKey(config.Beside(file, conf.LogKeyPublic)); err != nil {
+			return nil, err
+		}
+	}
+	logPub, err := pinned.Public()
 	if err != nil {
 		return nil, err
 	}

@@ -74,7 +74,7 @@ func (s *stage) allowed(name, got string, r result) error {
 }
 
 func (s *stage) story(ctx context.Context) error {
-	for _, chapter := range []func(context.Context) error{s.sealWeights, s.exportStory, s.vetoStory, s.nodeStory, s.launchStory, s.haltStory, s.auditStory} {
+	for _, chapter := range []func(context.Context) error{s.sealWeights, s.exportStory, s.vetoStory, s.nodeStory, s.launchStory, s.haltStory, s.auditStory, s.recoverStory} {
 		if err := chapter(ctx); err != nil {
 			return err
 		}

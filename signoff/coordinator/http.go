@@ -18,8 +18,7 @@ import (
 	"github.com/keyturn/keyturn/signoff/dsse"
 )
 
-// Handler serves the API (see package api) and the log's files as C2SP
-// tlog-tiles wants them.
+// Handler serves the API; see package api.
 func (c *Coordinator) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/checkpoint", c.getCheckpoint)

@@ -68,7 +68,10 @@ type Coordinator struct {
 	Etcd []string `mapstructure:"etcd"`
 	// The URIs of the log key (Ed25519) and the TLS key (P-256).
 	LogKey string `mapstructure:"logKey"`
-	TLSKey string `mapstructure:"tlsKey"`
+	// LogKeyPublic is a file with the public half of the log key, as key new
+	// prints it, where a recovery replaced the charter's.
+	LogKeyPublic string `mapstructure:"logKeyPublic"`
+	TLSKey       string `mapstructure:"tlsKey"`
 }
 
 // Agent is the file of keyturn-agent.
@@ -146,6 +149,19 @@ func ReadCharter(payload []byte, want dsse.Digest) (*signoff.Charter, error) {
 		return nil, errors.New("config: the charter file holds another document")
 	}
 	return charter, nil
+}
+
+// ReadPublicKey reads a public key as keyturn key new and key show print it.
+func ReadPublicKey(path string) (signoff.PublicKey, error) {
+	var k signoff.PublicKey
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return k, fmt.Errorf("config: public key: %w", err)
+	}
+	if err := dsse.Decode(b, &k); err != nil {
+		return k, fmt.Errorf("config: %s is not a public key file: %w", path, err)
+	}
+	return k, nil
 }
 
 // Endpoints lists the charter's coordinators.
