@@ -27,7 +27,13 @@ import (
 	"github.com/keyturn/keyturn/signoff/weights/release"
 )
 
-func main() { os.Exit(run()) }
+func main() {
+	if err := keys.Harden(); err != nil {
+		fmt.Fprintf(os.Stderr, "age-plugin-keyturn: %v\n", err)
+		os.Exit(1)
+	}
+	os.Exit(run())
+}
 
 func run() int {
 	p, err := plugin.New("keyturn")
