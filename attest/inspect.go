@@ -11,10 +11,8 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"slices"
-	"strconv"
 
-	"github.com/go-json-experiment/json"
+	"github.com/keyturn/keyturn/attest/eventlog"
 )
 
 // QuoteFiles are the raw files that a person has at hand, as tpm2_quote and
@@ -24,7 +22,7 @@ type QuoteFiles struct {
 	Signature []byte // TPMT_SIGNATURE (tpm2_quote -s)
 	AK        []byte // PEM (PKIX) or TPMT_PUBLIC, with or without its 16-bit size in front
 	Nonce     []byte // extra data expected, nil to accept any that is not empty
-	PCRs      []byte // JSON {"0":"hex"} or {"sha256":{"0":"hex"}}, or raw values in order of selection; nil for none
+	PCRs      []byte // JSON {"0":"hex"} or {"sha256":{"0":"hex"}}, or values in order of selection, raw or as tpm2_quote -o writes them; nil for none
 	Log       []byte // firmware event log, nil for none; it is judged against PCRs, which must come with it
 }
 
@@ -285,6 +283,12 @@ func decodePCRs(b []byte, banks []Bank) (map[uint16]map[int][]byte, error) {
 	if trimmed := bytes.TrimSpace(b); len(trimmed) > 0 && trimmed[0] == '{' {
 		return decodePCRsJSON(trimmed, banks)
 	}
+	if len(b) != rawSize(banks) && serialized(b) {
+		var err error
+		if b, err = unserialize(b); err != nil {
+			return nil, err
+		}
+	}
 	values := make(map[uint16]map[int][]byte)
 	for _, bank := range banks {
 		values[bank.Algorithm] = make(map[int][]byte)
@@ -302,25 +306,31 @@ func decodePCRs(b []byte, banks []Bank) (map[uint16]map[int][]byte, error) {
 	return values, nil
 }
 
-// decodePCRsJSON reads {"sha256":{"0":"hex"}}, or without the outer level if
-// one bank is selected. Values of PCRs that were not selected are passed over.
-func decodePCRsJSON(b []byte, banks []Bank) (map[uint16]map[int][]byte, error) {
-	given := make(map[string]map[string]string)
-	if err := json.Unmarshal(b, &given); err != nil {
-		flat := make(map[string]string)
-		if flatErr := json.Unmarshal(b, &flat); flatErr != nil {
-			return nil, fmt.Errorf("PCR values are neither {\"sha256\":{\"0\":\"hex\"}} nor {\"0\":\"hex\"}: %w", err)
-		}
-		if i := slices.IndexFunc(banks, func(k Bank) bool { return len(k.PCRs) > 0 }); i >= 0 {
-			given[bankName(banks[i].Algorithm)] = flat
-		}
+// rawSize returns how many bytes the values of the selected PCRs have.
+func rawSize(banks []Bank) int {
+	n := 0
+	for _, bank := range banks {
+		n += len(bank.PCRs) * bank.size()
 	}
+	return n
+}
+
+// decodePCRsJSON reads what [eventlog.DecodePCRs] takes. Values of PCRs that were
+// not selected are passed over.
+func decodePCRsJSON(b []byte, banks []Bank) (map[uint16]map[int][]byte, error) {
 	values := make(map[uint16]map[int][]byte)
 	for _, bank := range banks {
 		values[bank.Algorithm] = make(map[int][]byte)
+		if len(bank.PCRs) == 0 {
+			continue
+		}
+		given, err := eventlog.DecodePCRs(b, bankName(bank.Algorithm))
+		if err != nil {
+			return nil, err
+		}
 		for _, pcr := range bank.PCRs {
-			v, err := hex.DecodeString(given[bankName(bank.Algorithm)][strconv.Itoa(pcr)])
-			if err != nil || len(v) != bank.size() {
+			v := given[pcr]
+			if len(v) != bank.size() {
 				return nil, fmt.Errorf("value of PCR %s:%d is missing or not %d bytes in hex", bankName(bank.Algorithm), pcr, bank.size())
 			}
 			values[bank.Algorithm][pcr] = v

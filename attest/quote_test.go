@@ -280,7 +280,7 @@ func TestInspectQuoteRefusals(t *testing.T) {
 	wantError(t, inspect(forgedQuote(nonce, selection(Bank{algSHA256, []int{0}}, Bank{algSHA1, []int{0}}), list...), nil, nil), "SHA-1 is refused")
 	wantError(t, inspect(forgedQuote(nonce, selection(Bank{algSHA256, nil})), nil, nil), "empty")
 	wantError(t, inspect(forgedQuote(nonce, one, list...), []byte(`{"0":"00"}`), nil), "missing or not 32 bytes")
-	wantError(t, inspect(forgedQuote(nonce, one, list...), []byte(`{`), nil), "neither")
+	wantError(t, inspect(forgedQuote(nonce, one, list...), []byte(`{`), nil), "expected PCRs are not")
 	wantError(t, inspect(forgedQuote(nonce, one, list...), append(list[0], 1), nil), "1 bytes follow")
 	wantError(t, inspect(forgedQuote(nonce, one, list...), nil, []byte("log")), "give them as well")
 }

@@ -151,9 +151,13 @@ func TestSummaryLeavesIMA(t *testing.T) {
 }
 
 func TestDecodePCRs(t *testing.T) {
-	good := []string{`{"0":"00ff","16":"0x0102"}`, `{"sha1":{"0":"aa"},"sha256":{"0":"00FF","16":"0102"}}`}
+	good := []string{
+		`{"0":"00ff","16":"0x0102"}`, `{"sha1":{"0":"aa"},"sha256":{"0":"00FF","16":"0102"}}`,
+		`{"bank":"sha256","pcrs":{"0":"00ff","16":"0102"},"events":3,"secureBoot":null}`, `{"pcrs":{"0":"00ff","16":"0102"}}`,
+		`{"other":{"0":"aa"},"rack-a":{"0":"00ff","16":"0102"}}`,
+	}
 	for _, text := range good {
-		pcrs, err := DecodePCRs([]byte(text), "sha256")
+		pcrs, err := DecodePCRs([]byte(text), "sha256", "rack-a")
 		if err != nil || len(pcrs) != 2 || !bytes.Equal(pcrs[0], []byte{0, 0xff}) || !bytes.Equal(pcrs[16], []byte{1, 2}) {
 			t.Errorf("%s: %v, %v", text, pcrs, err)
 		}
@@ -161,6 +165,7 @@ func TestDecodePCRs(t *testing.T) {
 	bad := []string{
 		``, `null`, `{}`, `[]`, `{"0":1}`, `{"0":"0"}`, `{"0":"xx"}`, `{"24":"00"}`, `{"-1":"00"}`, `{"01":"00"}`, `{"+1":"00"}`,
 		`{"0":"00","0":"01"}`, `{"sha1":{"0":"00"}}`, `{"sha256":{}}`, `{"0":"00"}x`,
+		`{"bank":"sha1","pcrs":{"0":"00"}}`, `{"bank":1,"pcrs":{"0":"00"}}`, `{"pcrs":{}}`, `{"pcrs":{"0":"00","0":"01"}}`, `{"rack-a":{"0":"00"}}`,
 	}
 	for _, text := range bad {
 		if pcrs, err := DecodePCRs([]byte(text), "sha256"); err == nil {

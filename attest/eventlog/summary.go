@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // A Summary is what a person wants to know of a log. Without expected values it is
@@ -87,20 +88,37 @@ func (p PCRs) MarshalJSON() ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// DecodePCRs reads expected values: {"0":"hex"}, or {"sha256":{"0":"hex"}}, of which
-// the named bank is taken. It refuses duplicate members, indices and hex that are not
-// well-formed, and no values at all.
-func DecodePCRs(data []byte, bankName string) (PCRs, error) {
+// DecodePCRs reads expected values: {"0":"hex"}, or an object that holds such an
+// object as the member named as the bank, as one of names, or "pcrs", as a [Summary]
+// does; a Summary of another bank is refused. It refuses duplicate members, indices
+// and hex that are not well-formed, and no values at all.
+func DecodePCRs(data []byte, bankName string, names ...string) (PCRs, error) {
+	members := make(map[string]jsontext.Value)
+	if err := json.Unmarshal(data, &members); err != nil {
+		return nil, fmt.Errorf("eventlog: expected PCRs are not {\"0\":\"hex\"}: %w", err)
+	}
+	var bank string
+	if value, told := members["bank"]; told && (json.Unmarshal(value, &bank) != nil || bank != bankName) {
+		return nil, fmt.Errorf("eventlog: the expected PCRs are of bank %.20s, not %q", value, bankName)
+	}
+	for _, name := range append([]string{bankName, "pcrs"}, names...) {
+		if value, found := members[name]; found && value.Kind() == '{' {
+			return decodeFlat(value)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(members)) {
+		if members[name].Kind() == '{' {
+			return nil, fmt.Errorf("eventlog: the expected PCRs have no bank %q; they have %.40q", bankName, name)
+		}
+	}
+	return decodeFlat(data)
+}
+
+// decodeFlat reads {"0":"hex"}.
+func decodeFlat(data []byte) (PCRs, error) {
 	flat := make(map[string]string)
 	if err := json.Unmarshal(data, &flat); err != nil {
-		nested := make(map[string]map[string]string)
-		if json.Unmarshal(data, &nested) != nil {
-			return nil, fmt.Errorf("eventlog: expected PCRs are not {\"0\":\"hex\"}: %w", err)
-		}
-		var found bool
-		if flat, found = nested[bankName]; !found {
-			return nil, fmt.Errorf("eventlog: the expected PCRs have no bank %q", bankName)
-		}
+		return nil, fmt.Errorf("eventlog: expected PCRs are not {\"0\":\"hex\"}: %w", err)
 	}
 	if len(flat) == 0 {
 		return nil, fmt.Errorf("eventlog: no expected PCR values were given")

@@ -184,30 +184,25 @@ func TestAttestQuoteCases(t *testing.T) {
 			return v
 		}
 		sig, quote := next(), next()
-		var pcrs []byte
-		for b = b[8:]; len(b) > 0; b = b[40:] {
-			pcrs = append(pcrs, b[8:40]...)
-		}
-		if len(pcrs) != 24*32 {
-			pcrs = nil // the values stand without lengths of their own
-		}
-		parts := map[string][]byte{"quote": quote, "sig": rsaSignature(sig), "ak": ak, "nonce": []byte("challenge")}
-		if pcrs != nil {
-			parts["pcrs"] = pcrs
-		}
-		accepted(t, quoteFiles(t, parts), `"nonceChecked":true`, `"RSASSA 2048"`)
+		pcrs := b[8:][:24*32] // a count, and the values
+		parts := map[string][]byte{"quote": quote, "sig": rsaSignature(sig), "ak": ak, "nonce": []byte("challenge"), "pcrs": pcrs}
+		accepted(t, quoteFiles(t, parts), `"nonceChecked":true`, `"pcrsChecked":true`, `"RSASSA 2048"`)
 		parts["nonce"] = []byte("another")
 		oneLineRefusal(t, "the nonce is", quoteFiles(t, parts)...)
 	})
 	t.Run("az-snp", func(t *testing.T) {
 		var d struct {
-			Report []byte `json:"hcl_report"`
+			Report string `json:"hcl_report"` // base64url
 			Quote  struct {
 				Message, Signature string
 				PCRs               []string
 			} `json:"tpm_quote"`
 		}
 		decodeFile(t, &d, dir, "az-snp-vtpm_evidence-v1.json")
+		report, err := base64.URLEncoding.DecodeString(d.Report)
+		if err != nil {
+			t.Fatal(err)
+		}
 		pcrs := map[string]string{}
 		for i, v := range d.Quote.PCRs {
 			pcrs[strconv.Itoa(i)] = v
@@ -217,7 +212,7 @@ func TestAttestQuoteCases(t *testing.T) {
 			t.Fatal(err)
 		}
 		message, sig := unhex(t, d.Quote.Message), rsaSignature(unhex(t, d.Quote.Signature))
-		parts := map[string][]byte{"quote": message, "sig": sig, "ak": jwkOf(t, d.Report, "HCLAkPub"), "nonce": []byte("challenge"), "pcrs": values}
+		parts := map[string][]byte{"quote": message, "sig": sig, "ak": jwkOf(t, report, "HCLAkPub"), "nonce": []byte("challenge"), "pcrs": values}
 		accepted(t, quoteFiles(t, parts), `"nonceChecked":true`, `"pcrsChecked":true`)
 		parts["quote"] = bytes.Replace(message, []byte("challenge"), []byte("challengf"), 1)
 		parts["nonce"] = []byte("challengf")
