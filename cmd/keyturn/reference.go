@@ -11,7 +11,7 @@ import (
 
 func referenceCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "reference", Short: "make reference values that nodes are judged by"}
-	cmd.AddCommand(fromEventlogCmd(a), fromUKICmd(a))
+	cmd.AddCommand(fromEventlogCmd(a), fromUKICmd(a), approveBootCmd(a))
 	return cmd
 }
 

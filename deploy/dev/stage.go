@@ -18,9 +18,6 @@ import (
 	"time"
 
 	attesttpm "github.com/keyturn/keyturn/attest/tpm"
-	"github.com/keyturn/keyturn/hsm"
-	"github.com/keyturn/keyturn/hsm/token"
-	"github.com/keyturn/keyturn/hsm/tpm"
 	"github.com/keyturn/keyturn/hsm/tpm/swtpm"
 	"github.com/keyturn/keyturn/signoff"
 )
@@ -347,11 +344,14 @@ func (s *stage) makeMachines(ctx context.Context, f *founding) error {
 		return fmt.Errorf("reference values: %s", r.err)
 	}
 	f.References = []string{strings.TrimSpace(r.out)}
-	pcrs, err := s.readPCRs(ctx, nodes[0])
-	if err != nil {
+	if err := os.WriteFile(s.path("reference.json"), []byte(r.out), 0o644); err != nil {
 		return err
 	}
-	return s.approveBoot(ctx, pcrs)
+	r = s.exec(ctx, "ceremony", s.pins["ceremony"]+"\n", "", "reference", "approve-boot", s.path("reference.json"), "--key", uri("ceremony", "boot"))
+	if r.code != 0 {
+		return fmt.Errorf("boot approval: %s", r.err)
+	}
+	return os.WriteFile(s.path("boot-approval.json"), []byte(r.out), 0o644)
 }
 
 // boot starts a node's TPM afresh and measures the given kernel into it.
@@ -380,43 +380,6 @@ func (s *stage) boot(ctx context.Context, node, kernel string) error {
 		return err
 	}
 	return os.WriteFile(s.path("nodes", node, "eventlog"), log, 0o644)
-}
-
-// measured are the PCRs that the demo's reference set names.
-var measured = []int{0, 1, 2, 3, 4, 5, 6, 7}
-
-func (s *stage) readPCRs(ctx context.Context, node string) (map[int][32]byte, error) {
-	dev, err := attesttpm.Open(s.tpms[node].Path)
-	if err != nil {
-		return nil, err
-	}
-	defer dev.Close()
-	return dev.ReadPCRs(ctx, measured)
-}
-
-// approveBoot signs, with the ceremony's key, which boot may use the nodes'
-// storage keys.
-func (s *stage) approveBoot(ctx context.Context, pcrs map[int][32]byte) error {
-	t, err := token.Open(ctx, token.Config{Helper: filepath.Join(s.bin, "keyturn-token"), Module: module,
-		Env: []string{"SOFTHSM2_CONF=" + s.path("tokens", "ceremony", "softhsm2.conf")}}, "pkcs11:token=ceremony?module-path="+module,
-		func(context.Context, string) ([]byte, error) { return []byte(s.pins["ceremony"]), nil })
-	if err != nil {
-		return err
-	}
-	defer t.Close()
-	key, err := t.Key(ctx, "boot", nil)
-	if err != nil {
-		return err
-	}
-	approval, err := tpm.ApproveBoot(ctx, hsm.Key(key), pcrs)
-	if err != nil {
-		return err
-	}
-	b, err := json.Marshal(approval)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(s.path("boot-approval.json"), b, 0o644)
 }
 
 // found writes the charter and has every founder accept it.
