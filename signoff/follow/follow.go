@@ -164,6 +164,9 @@ func (f *Follower) check(a *authority.Authority, claimed proof.Checkpoint, note 
 	if root, ok := a.RootAt(claimed.Size); !ok || root != Digest(claimed.Root) {
 		return proof.Trust{}, fmt.Errorf("follow: checkpoint at size %d has root %s, the entries give %s: %w", claimed.Size, Digest(claimed.Root), root, ErrRollback)
 	}
+	if a.State().Charter == nil {
+		return proof.Trust{}, fmt.Errorf("follow: the log does not begin with charter %s, the one given as anchor", f.charter)
+	}
 	trust, err := Trust(a.State())
 	if err != nil {
 		return trust, err
