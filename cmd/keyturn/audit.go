@@ -1,18 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
-	"github.com/keyturn/keyturn/cmd/internal/ui"
-	"github.com/keyturn/keyturn/policy"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
@@ -25,14 +21,21 @@ import (
 // no configuration, no network and no key of ours.
 type audit struct {
 	*app
-	charterText string
-	since       string
-	archive     *log.Archive
-	follower    *follow.Follower
-	entries     []auditEntry
-	lines       [][]byte
-	final       proof.Checkpoint
-	beyond      uint64 // entries after the final checkpoint
+	charterText        string
+	since              string
+	proofFile, docFile string
+
+	archive  *log.Archive
+	follower *follow.Follower
+	entries  []auditEntry
+	lines    [][]byte
+	history  history
+	final    proof.Checkpoint
+	cosigned []proof.Cosignature
+	beyond   uint64  // entries after the final checkpoint
+	proved   *uint64 // index of the entry that a saved proof is of
+	progress func(done, total int64)
+	total    int64 // entries that the checkpoint claims
 }
 
 // An auditEntry is one entry and what it did.
@@ -67,6 +70,9 @@ func (x *audit) open(ctx context.Context, dir string) error {
 	if err != nil {
 		return usage(err)
 	}
+	if (x.proofFile == "") != (x.docFile == "") {
+		return usage(errors.New("give --proof and --entry together"))
+	}
 	if x.archive, err = log.OpenReadOnly(dir); err != nil {
 		return err
 	}
@@ -83,40 +89,54 @@ func (x *audit) open(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	if x.follower, err = follow.New(charter, archiveSource{x.archive}, x.observe); err != nil {
-		return err
-	}
-	if x.final, err = x.follower.Final(ctx, note); err != nil {
+	if err := x.replay(ctx, charter, note); err != nil {
 		return err
 	}
 	x.beyond = x.archive.Size() - x.final.Size
 	x.name()
-	return x.contains()
+	return errors.Join(x.contains(), x.proves())
 }
 
-// contains checks that a checkpoint saved earlier is a prefix of this log.
-func (x *audit) contains() error {
-	if x.since == "" {
-		return nil
-	}
-	b, err := os.ReadFile(x.since)
+// replay folds the entries up to the note and checks who signed it.
+func (x *audit) replay(ctx context.Context, charter dsse.Digest, note []byte) error {
+	claimed, err := proof.Unverified(note)
 	if err != nil {
 		return err
 	}
-	return x.follower.View(func(a *authority.Authority, _ proof.Checkpoint, _ []byte) error {
-		trust, err := follow.Trust(a.State())
-		if err != nil {
-			return err
-		}
-		c, _, err := proof.OpenFinal(b, trust)
-		if err != nil {
-			return fmt.Errorf("%s: %w", x.since, err)
-		}
-		if root, ok := a.RootAt(c.Size); !ok || root != dsse.Digest(c.Root) {
-			return fmt.Errorf("the log of %d entries does not contain the final checkpoint of %d entries in %s: %w", a.Size(), c.Size, x.since, follow.ErrRollback)
-		}
-		return nil
-	})
+	if x.follower, err = follow.New(charter, archiveSource{x.archive}, x.observe); err != nil {
+		return err
+	}
+	var done func()
+	x.total = int64(claimed.Size)
+	x.progress, done = x.Progress("replaying entries")
+	x.final, err = x.follower.Final(ctx, note)
+	done()
+	if err != nil {
+		return err
+	}
+	return x.view(func(_ *authority.Authority, s *authority.State) error { return x.signatures(s, note) })
+}
+
+// signatures refuses a checkpoint with a signature that nobody known made. A
+// reader of notes must pass over those; an auditor wants none unexplained.
+func (x *audit) signatures(s *authority.State, note []byte) error {
+	trust, err := follow.Trust(s)
+	if err != nil {
+		return err
+	}
+	if _, x.cosigned, err = proof.OpenFinal(note, trust); err != nil {
+		return err
+	}
+	_, lines, _ := bytes.Cut(note, []byte("\n\n"))
+	if n := bytes.Count(lines, []byte("\n")); n != 1+len(x.cosigned) {
+		return fmt.Errorf("the checkpoint has %d signatures, of which the log key and the notaries made %d", n, 1+len(x.cosigned))
+	}
+	return nil
+}
+
+// view looks at the final state.
+func (x *audit) view(fn func(*authority.Authority, *authority.State) error) error {
+	return x.follower.View(func(a *authority.Authority, _ proof.Checkpoint, _ []byte) error { return fn(a, a.State()) })
 }
 
 func (x *audit) observe(out authority.Outcome, line []byte) {
@@ -128,16 +148,14 @@ func (x *audit) observe(out authority.Outcome, line []byte) {
 		e.Predicate = doc.Doc
 	}
 	x.entries, x.lines = append(x.entries, e), append(x.lines, line)
+	x.history.add(e)
+	x.progress(int64(out.Index)+1, x.total)
 }
 
 // name gives signers the names that the final state knows them by.
 func (x *audit) name() {
-	x.follower.View(func(a *authority.Authority, _ proof.Checkpoint, _ []byte) error {
-		s := a.State()
-		group := dsse.Digest{}
-		if k, err := signoff.NewPublicKey(s.GroupKey(), ""); err == nil {
-			group = k.Fingerprint()
-		}
+	x.view(func(_ *authority.Authority, s *authority.State) error {
+		group := groupFingerprint(s)
 		for i := range x.entries {
 			x.entries[i].Signer = signerName(s, x.entries[i].hint, group)
 		}
@@ -145,14 +163,26 @@ func (x *audit) name() {
 	})
 }
 
+// groupFingerprint names the notaries' joint key, zero if there is none.
+func groupFingerprint(s *authority.State) dsse.Digest {
+	k, err := signoff.NewPublicKey(s.GroupKey(), "")
+	if err != nil {
+		return dsse.Digest{}
+	}
+	return k.Fingerprint()
+}
+
 func signerName(s *authority.State, hint, group dsse.Digest) string {
+	if hint.IsZero() {
+		return ""
+	}
 	if p, _, ok := s.Person(hint); ok {
 		return p.Name
 	}
 	if n, _, ok := s.Notary(hint); ok {
 		return "notary " + n.Name
 	}
-	if hint == group && !group.IsZero() {
+	if hint == group {
 		return "the notaries together"
 	}
 	for _, n := range s.Nodes {
@@ -176,208 +206,4 @@ func (s archiveSource) Blob(ctx context.Context, d dsse.Digest) ([]byte, error) 
 		return nil, fmt.Errorf("blob %s: %w", d, authority.ErrMissingBlob)
 	}
 	return b, err
-}
-
-// An auditView is the answer of audit verify.
-type auditView struct {
-	Charter     dsse.Digest    `json:"charter"`
-	Cluster     string         `json:"cluster"`
-	Development bool           `json:"development"`
-	Entries     uint64         `json:"entries"`
-	Void        int            `json:"void"`
-	NotFinal    uint64         `json:"notFinal"`
-	Root        dsse.Digest    `json:"root"`
-	State       dsse.Digest    `json:"state"`
-	Requests    []auditRequest `json:"requests"`
-	Halts       []haltView     `json:"halts"` // standing
-}
-
-// An auditRequest is a request with the rule it was judged by.
-type auditRequest struct {
-	requestView
-	Rule     string     `json:"rule"`
-	Uses     []auditUse `json:"uses"`
-	Releases int        `json:"releases"`
-}
-
-type auditUse struct {
-	Use   int    `json:"use"`
-	Node  string `json:"node"`
-	Ended string `json:"ended"`
-}
-
-func (x *audit) verifyCmd() *cobra.Command {
-	return &cobra.Command{Use: "verify DIR", Short: "check everything and say who decided what under which rule", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := x.open(cmd.Context(), args[0]); err != nil {
-				return err
-			}
-			v, err := x.view()
-			if err != nil {
-				return err
-			}
-			return x.Answer(v, func(w writer) { x.verifyText(w, v) })
-		}}
-}
-
-func (x *audit) view() (*auditView, error) {
-	v := &auditView{Requests: []auditRequest{}, Halts: []haltView{}}
-	for _, e := range x.entries {
-		if e.Void != "" {
-			v.Void++
-		}
-	}
-	return v, x.follower.View(func(a *authority.Authority, c proof.Checkpoint, _ []byte) error {
-		s := a.State()
-		v.Charter, v.Cluster, v.Development = s.ID, s.Charter.Name, s.Charter.Development
-		v.Entries, v.Root, v.State, v.NotFinal = c.Size, dsse.Digest(c.Root), dsse.Digest(c.State), x.beyond
-		for _, r := range s.Requests {
-			v.Requests = append(v.Requests, viewAudited(s, r))
-		}
-		slices.SortFunc(v.Requests, func(p, q auditRequest) int { return int(p.Index) - int(q.Index) })
-		v.Halts = standingHalts(s)
-		return nil
-	})
-}
-
-func standingHalts(s *authority.State) []haltView {
-	out := []haltView{}
-	for _, h := range s.Halts {
-		if h.Lifted.IsZero() {
-			out = append(out, haltView{h.ID, personName(s, h.Doc.Person), h.Doc.Reason})
-		}
-	}
-	slices.SortFunc(out, func(p, q haltView) int { return strings.Compare(p.Halt.Hex(), q.Halt.Hex()) })
-	return out
-}
-
-func viewAudited(s *authority.State, r *authority.Request) auditRequest {
-	v := auditRequest{requestView: viewRequest(s, r), Uses: []auditUse{}}
-	if rule, err := s.Policy.Compiled.Rule(policy.Action(r.Doc.Action)); err == nil {
-		v.Rule = rule.Name
-	}
-	v.Releases = len(s.Releases[r.Warrant])
-	for _, c := range s.Claims {
-		if c.Doc.Warrant == r.Warrant {
-			u := auditUse{Use: c.Doc.Use, Node: c.Doc.Node.String(), Ended: c.Ended}
-			if n, ok := s.Nodes[c.Doc.Node]; ok {
-				u.Node = n.Name
-			}
-			v.Uses = append(v.Uses, u)
-		}
-	}
-	slices.SortFunc(v.Uses, func(p, q auditUse) int { return p.Use - q.Use })
-	return v
-}
-
-func (x *audit) verifyText(w writer, v *auditView) {
-	fmt.Fprintf(w, "charter      %s (%s)\n", v.Charter, v.Cluster)
-	if v.Development {
-		fmt.Fprintln(w, "             DEVELOPMENT CHARTER: software keys and emulated machines are accepted")
-	}
-	fmt.Fprintf(w, "log          %d entries, final; %d of them void; root %s\n", v.Entries, v.Void, v.Root)
-	fmt.Fprintf(w, "state        %s\n", v.State)
-	if v.NotFinal > 0 {
-		fmt.Fprintf(w, "NOT FINAL    %d entries after the checkpoint count for nothing yet\n", v.NotFinal)
-	}
-	for _, r := range v.Requests {
-		fmt.Fprintf(w, "\nrequest      %s (entry %d)\n", r.Request, r.Index)
-		fmt.Fprintf(w, "             %s, asked by %s: %s\n", r.Action, r.Requester, r.Purpose)
-		fmt.Fprintf(w, "             rule %s\n", r.Rule)
-		for _, d := range r.Decisions {
-			fmt.Fprintf(w, "             %s: %s (entry %d): %s\n", d.Person, d.Decision, d.Index, d.Reason)
-		}
-		fmt.Fprintf(w, "             %s %s\n", r.State, r.Ended)
-		if !r.Warrant.IsZero() {
-			fmt.Fprintf(w, "             warrant %s, signed by the notaries together\n", r.Warrant)
-		}
-		if r.Releases > 0 {
-			fmt.Fprintf(w, "             %d notaries released their shares\n", r.Releases)
-		}
-		for _, u := range r.Uses {
-			fmt.Fprintf(w, "             use %d on %s: %s\n", u.Use, u.Node, orElse(u.Ended, "not ended"))
-		}
-	}
-	for _, h := range v.Halts {
-		fmt.Fprintf(w, "\nHALT         %s by %s stands: %s\n", h.Halt, h.By, h.Reason)
-	}
-	for _, e := range x.entries {
-		if e.Void != "" {
-			fmt.Fprintf(w, "void         entry %d, %s: %s\n", e.Index, orElse(string(e.Kind), "unreadable"), e.Void)
-		}
-	}
-}
-
-func orElse(s, other string) string {
-	if s == "" {
-		return other
-	}
-	return s
-}
-
-func (x *audit) findCmd() *cobra.Command {
-	var person, node, kind, about string
-	cmd := &cobra.Command{Use: "find DIR", Short: "list the entries about a person, a node, a kind or a digest", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := x.open(cmd.Context(), args[0]); err != nil {
-				return err
-			}
-			found := []auditEntry{}
-			for i, e := range x.entries {
-				if (person == "" || e.Signer == person) && (node == "" || e.Signer == "node "+node) && (kind == "" || string(e.Kind) == kind) &&
-					(about == "" || x.mentions(i, about)) {
-					found = append(found, e)
-				}
-			}
-			if len(found) == 0 {
-				return ui.WithHint(errors.New("no entry matches"), "audit export lists all")
-			}
-			return x.Answer(found, func(w writer) { findText(w, found) })
-		}}
-	f := cmd.Flags()
-	f.StringVar(&person, "person", "", "signed by this person")
-	f.StringVar(&node, "node", "", "signed by this node")
-	f.StringVar(&kind, "kind", "", "of this kind: request, approval, warrant, halt, ...")
-	f.StringVar(&about, "about", "", "is or names this digest: a request, an object, a node, a warrant")
-	return cmd
-}
-
-// mentions reports whether entry i is, or names in its payload, the digest.
-func (x *audit) mentions(i int, digest string) bool {
-	hexed := strings.TrimPrefix(digest, "sha256:")
-	doc, err := signoff.ReadLine(x.lines[i])
-	return err == nil && (doc.Digest().Hex() == hexed || strings.Contains(string(doc.Payload), hexed))
-}
-
-func findText(w writer, found []auditEntry) {
-	rows := [][]string{{"ENTRY", "KIND", "SIGNED BY", "DOCUMENT", "VOID"}}
-	for _, e := range found {
-		rows = append(rows, []string{fmt.Sprint(e.Index), string(e.Kind), e.Signer, e.Document.String(), e.Void})
-	}
-	ui.Table(w, rows)
-}
-
-func (x *audit) exportCmd() *cobra.Command {
-	var format string
-	cmd := &cobra.Command{Use: "export DIR", Short: "write every entry as one JSON line, for other tools", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if format != "jsonl" {
-				return usage(fmt.Errorf("format %q; jsonl is the only one", format))
-			}
-			if err := x.open(cmd.Context(), args[0]); err != nil {
-				return err
-			}
-			for _, e := range x.entries {
-				b, err := dsse.Encode(e)
-				if err != nil {
-					return err
-				}
-				if _, err := fmt.Fprintf(x.Out, "%s\n", b); err != nil {
-					return err
-				}
-			}
-			return nil
-		}}
-	cmd.Flags().StringVar(&format, "format", "jsonl", "jsonl")
-	return cmd
 }
