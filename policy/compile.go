@@ -28,6 +28,7 @@ type Bound struct {
 	roles        []string // all roles that the rule names, sorted; index = bit
 	people       []seat   // holders of those roles, sorted by id
 	alternatives []alternative
+	digest       [32]byte
 }
 
 // Compile binds p to the people of roster and proves that every rule can be
@@ -120,6 +121,7 @@ func bind(r Rule, people []Person) (*Bound, error) {
 			return nil, fmt.Errorf("nobody holds role %q: it is unknown to the roster", role)
 		}
 	}
+	b.digest = b.sum()
 	var err error
 	b.alternatives, err = expand(b.Quorum.Tree, bit)
 	return b, err

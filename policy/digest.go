@@ -66,7 +66,10 @@ func (e *encoder) person(p Person, roles []string) {
 // field of the rule as written, then for each holder of one of its roles the
 // id, name, organisation, those roles, and whether they hold a share. If it
 // changes, an approval given under it no longer counts.
-func (b *Bound) Digest() [32]byte {
+func (b *Bound) Digest() [32]byte { return b.digest }
+
+// sum computes what Digest returns.
+func (b *Bound) sum() [32]byte {
 	var e encoder
 	e.text("keyturn/policy/rule/v1")
 	e.text(b.Name)

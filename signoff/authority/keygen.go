@@ -2,11 +2,13 @@ package authority
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
 
+	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/hsm/frost"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/dsse"
@@ -154,7 +156,15 @@ func (d decision) transcript(t *signoff.Transcript) ([]change, error) {
 	k.Transcripts[t.Notary] = t
 	changes := []change{putKeygen(k)}
 	if len(k.Transcripts) == len(s.Charter.Notaries) {
-		changes = append(changes, change{key: "group", value: t.Group, put: func(s *State) { s.Group = group }})
+		public := ed25519.PublicKey(bytes.Clone(t.Group))
+		id, err := hsm.Fingerprint(public)
+		if err != nil {
+			return nil, err
+		}
+		changes = append(changes, change{key: "group", value: t.Group, put: func(s *State) {
+			s.Group, s.groupID = group, id
+			s.signers[id] = signer{public: public}
+		}})
 	}
 	return changes, nil
 }

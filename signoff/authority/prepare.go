@@ -44,7 +44,7 @@ func (a *Authority) prepare(line []byte) Prepared {
 }
 
 // checkSignature verifies with the key that the hint names, if it is one of
-// the charter's people or notaries; their keys never change.
+// the charter's people or notaries or their group's; these never change.
 func (s *State) checkSignature(doc *signoff.Signed) (bool, error) {
 	g, ok := s.signers[doc.Hint]
 	if !ok {

@@ -43,7 +43,8 @@ type State struct {
 	Epoch     *Epoch
 	Documents map[Digest]uint64 // documents that took effect, with their index
 
-	signers    map[Digest]signer // people and notaries, by fingerprint
+	signers    map[Digest]signer // people, notaries and the group, by fingerprint
+	groupID    Digest            // fingerprint of the group key
 	logKeys    map[Digest]bool   // every key that ever signed checkpoints, by fingerprint
 	references []*attest.ReferenceSet
 }
@@ -170,7 +171,8 @@ func (e *Epoch) Lease(node Digest) (Lease, int, bool) {
 	return e.Leases[i], i, true
 }
 
-// A signer is a person or a notary of the charter.
+// A signer is a person or a notary of the charter, or, with neither, the
+// notaries' group.
 type signer struct {
 	person *signoff.Person
 	notary *signoff.Notary

@@ -77,7 +77,7 @@ func (s *State) verifySigner(p Prepared) error {
 	case *signoff.Recovery:
 		return s.byNotary(p, doc.Hint)
 	case *signoff.Warrant:
-		return s.byGroup(doc)
+		return s.byGroup(p)
 	case *signoff.Claim:
 		return s.byNode(doc, d.Node)
 	case *signoff.Receipt:
@@ -112,9 +112,9 @@ func (s *State) byNode(doc *signoff.Signed, id Digest) error {
 	return doc.Verify(s.Nodes[id].Keys.SignKey)
 }
 
-func (s *State) byGroup(doc *signoff.Signed) error {
+func (s *State) byGroup(p Prepared) error {
 	if s.Group == nil {
 		return errors.New("a warrant before the notaries have a group key")
 	}
-	return doc.Verify(s.GroupKey())
+	return p.bySigner(s.groupID, s.signers[s.groupID])
 }
