@@ -126,7 +126,7 @@ func (s *told) story(t *testing.T) {
 	for _, want := range []string{
 		"log          ", "DEVELOPMENT CHARTER", "cosigned by  ",
 		"weights.export, asked by alice: a joint test", "for partner (key sha256:", "rule export-weights\n",
-		"bob: withdraw (entry ", "bob: approve (entry ", "verified under the notaries' joint key sha256:", "shares released by notary ",
+		"bob: withdraw (entry ", "bob: approve (entry ", ", counted): agreed", "verified under the notaries' joint key sha256:", "shares released by notary ",
 		"receipt by alice (entry ", "rule change-policy\n", "rule change-the-rules\n", "waits for 4 more of",
 		"halt         " + s.halt + " by dave", "lifted by request " + s.resume, "HALT         " + s.standing + " by erin", "stands: once more",
 	} {
@@ -141,7 +141,8 @@ func (s *told) story(t *testing.T) {
 	}
 	export, change, waiting := v.Requests[0], v.Requests[1], v.Requests[3]
 	if export.Request.String() != s.export || len(export.Decisions) != 5 || export.Decisions[1].Decision != "withdraw" || len(export.ReleasedBy) < 3 ||
-		len(export.Receipts) != 1 || export.Receipts[0].Event != "exported" || export.RuleDigest.IsZero() {
+		len(export.Receipts) != 1 || export.Receipts[0].Event != "exported" || export.RuleDigest.IsZero() ||
+		len(export.Counted) != 3 || slices.Contains(export.Counted, export.Decisions[0].Document) || !slices.Contains(export.Counted, export.Decisions[2].Document) {
 		t.Errorf("export %+v", export)
 	}
 	if change.Rule != "change-policy" || len(change.Decisions) != 4 || change.WarrantIndex == 0 {

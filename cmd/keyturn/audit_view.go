@@ -39,6 +39,7 @@ type auditRequest struct {
 	Asks         []string       `json:"asks"`
 	Rule         string         `json:"rule"`
 	RuleDigest   dsse.Digest    `json:"ruleDigest,omitempty"` // with its people, once satisfied
+	Counted      []dsse.Digest  `json:"counted"`              // approvals that satisfied it
 	WarrantIndex uint64         `json:"warrantIndex,omitzero"`
 	Uses         []auditUse     `json:"uses"`
 	Releases     int            `json:"releases"`
@@ -123,7 +124,7 @@ func (x *audit) verified() (*auditView, error) {
 
 // request tells a request's story from the entries.
 func (x *audit) request(s *authority.State, r *authority.Request) (auditRequest, error) {
-	v := auditRequest{requestView: viewRequest(s, r), Asks: asks(s, r.Doc), Uses: x.uses(s, r.Warrant), ReleasedBy: []string{}, Receipts: []auditReceipt{}}
+	v := auditRequest{requestView: viewRequest(s, r), Asks: asks(s, r.Doc), Uses: x.uses(s, r.Warrant), ReleasedBy: []string{}, Receipts: []auditReceipt{}, Counted: []dsse.Digest{}}
 	v.Decisions = []voteView{}
 	last := r.Index
 	for _, e := range x.entries {
@@ -150,7 +151,7 @@ func (x *audit) request(s *authority.State, r *authority.Request) (auditRequest,
 	}
 	switch {
 	case r.Satisfied != nil:
-		last, v.RuleDigest = r.Satisfied.Index, r.Satisfied.Rule
+		last, v.RuleDigest, v.Counted = r.Satisfied.Index, r.Satisfied.Rule, r.Satisfied.Approvals
 	case r.Ended == "":
 		last = x.final.Size
 	}
@@ -291,9 +292,15 @@ func (r *auditRequest) text(w writer, group dsse.Digest) {
 	}
 	fmt.Fprintln(w, indent, "rule", r.Rule)
 	for _, d := range r.Decisions {
-		fmt.Fprintln(w, indent, fmt.Sprintf("%s: %s (entry %d): %s", d.Person, d.Decision, d.Index, d.Reason))
+		counts := ""
+		if slices.Contains(r.Counted, d.Document) {
+			counts = ", counted"
+		}
+		fmt.Fprintln(w, indent, fmt.Sprintf("%s: %s (entry %d%s): %s", d.Person, d.Decision, d.Index, counts, d.Reason))
 	}
-	fmt.Fprintln(w, indent, strings.TrimSpace(r.State+" "+r.Ended))
+	if r.Warrant.IsZero() {
+		fmt.Fprintln(w, indent, strings.TrimSpace(r.State+" "+r.Ended))
+	}
 	for _, m := range r.Missing {
 		fmt.Fprintln(w, indent, "waits for", m)
 	}
