@@ -92,11 +92,10 @@ func (a *Authority) State() *State { return a.state }
 // Apply folds the next entry. An error means the fold stands where it was,
 // with a blob still missing; a void entry is no error.
 func (a *Authority) Apply(line []byte, blobs Blobs) (Outcome, error) {
-	return a.ApplyPrepared(a.prepare(line), blobs)
+	return a.apply(prepare(line), blobs)
 }
 
-// ApplyPrepared is Apply for an entry that Prepare has looked at.
-func (a *Authority) ApplyPrepared(p Prepared, blobs Blobs) (Outcome, error) {
+func (a *Authority) apply(p prepared, blobs Blobs) (Outcome, error) {
 	out, changes, err := a.judgePrepared(p, blobs)
 	if err != nil {
 		return out, err
@@ -110,10 +109,10 @@ func (a *Authority) ApplyPrepared(p Prepared, blobs Blobs) (Outcome, error) {
 
 // Judge says what the entry would do next, and does nothing.
 func (a *Authority) Judge(line []byte, blobs Blobs) (Outcome, []change, error) {
-	return a.judgePrepared(a.prepare(line), blobs)
+	return a.judgePrepared(prepare(line), blobs)
 }
 
-func (a *Authority) judgePrepared(p Prepared, blobs Blobs) (Outcome, []change, error) {
+func (a *Authority) judgePrepared(p prepared, blobs Blobs) (Outcome, []change, error) {
 	out := Outcome{Index: a.Size()}
 	if p.err != nil {
 		out.Void = p.err
@@ -128,7 +127,7 @@ func (a *Authority) judgePrepared(p Prepared, blobs Blobs) (Outcome, []change, e
 	return out, changes, nil
 }
 
-func (a *Authority) judge(p Prepared, blobs Blobs) ([]change, error) {
+func (a *Authority) judge(p prepared, blobs Blobs) ([]change, error) {
 	if err := a.state.verify(p, a.Size()); err != nil {
 		return nil, err
 	}

@@ -109,13 +109,11 @@ func BenchmarkReplay(b *testing.B) {
 // applyAll folds lines as a follower does.
 func (l *log) applyAll(fold *authority.Authority, lines [][]byte) {
 	l.t.Helper()
-	for _, p := range fold.Prepare(lines) {
-		out, err := fold.ApplyPrepared(p, l.blobs)
-		l.must(err)
+	l.must(fold.ApplyAll(lines, l.blobs, func(out authority.Outcome, _ []byte) {
 		if out.Void != nil {
 			l.t.Fatal(out.Void)
 		}
-	}
+	}))
 }
 
 // BenchmarkWarrantOfSevenApprovers is an agent's full check of one warrant: the

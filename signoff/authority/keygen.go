@@ -21,7 +21,7 @@ func newKeygen(attempt uint32) *Keygen {
 // copy returns a record that can be changed without changing k.
 func (k *Keygen) copy() *Keygen {
 	return &Keygen{Attempt: k.Attempt, Commitments: maps.Clone(k.Commitments), Dealings: maps.Clone(k.Dealings),
-		Transcripts: maps.Clone(k.Transcripts), Seen: slices.Clone(k.Seen), Failed: k.Failed}
+		Transcripts: maps.Clone(k.Transcripts), Seen: slices.Clone(k.Seen), Failed: k.Failed, group: k.group}
 }
 
 // Digest commits to every commitment and dealing of the attempt, in the order
@@ -119,6 +119,23 @@ func (d decision) dealing(x *signoff.Dealing) ([]change, error) {
 	return []change{putKeygen(k)}, nil
 }
 
+// derivedGroup is the group that the attempt's commitments make, worked out
+// once: no commitment changes after all are there.
+func (s *State) derivedGroup() (*frost.Group, error) {
+	if s.Keygen.group != nil {
+		return s.Keygen.group, nil
+	}
+	round1s, ok := s.Round1s()
+	if !ok {
+		return nil, errors.New("not every notary has committed yet")
+	}
+	ceremony, err := s.Ceremony()
+	if err != nil {
+		return nil, err
+	}
+	return ceremony.Group(round1s)
+}
+
 // transcript counts a notary's agreement. All must agree before the group key
 // is in force; one accusation ends the attempt and starts the next.
 func (d decision) transcript(t *signoff.Transcript) ([]change, error) {
@@ -140,12 +157,7 @@ func (d decision) transcript(t *signoff.Transcript) ([]change, error) {
 	if _, ok := s.Keygen.Transcripts[t.Notary]; ok {
 		return nil, errors.New("this notary has already agreed")
 	}
-	round1s, _ := s.Round1s()
-	ceremony, err := s.Ceremony()
-	if err != nil {
-		return nil, err
-	}
-	group, err := ceremony.Group(round1s)
+	group, err := s.derivedGroup()
 	if err != nil {
 		return nil, err
 	}
@@ -153,6 +165,7 @@ func (d decision) transcript(t *signoff.Transcript) ([]change, error) {
 		return nil, fmt.Errorf("group key %x, this log gives %x", t.Group, group.PublicKey)
 	}
 	k := s.Keygen.copy()
+	k.group = group
 	k.Transcripts[t.Notary] = t
 	changes := []change{putKeygen(k)}
 	if len(k.Transcripts) == len(s.Charter.Notaries) {
@@ -163,6 +176,7 @@ func (d decision) transcript(t *signoff.Transcript) ([]change, error) {
 		}
 		changes = append(changes, change{key: "group", value: t.Group, put: func(s *State) {
 			s.Group, s.groupID = group, id
+			s.signers = maps.Clone(s.signers)
 			s.signers[id] = signer{public: public}
 		}})
 	}

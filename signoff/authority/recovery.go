@@ -50,7 +50,8 @@ func (d decision) recovery(r *signoff.Recovery) ([]change, error) {
 		return nil, errors.New("no notary's position is the base: entries nobody cosigned would be kept")
 	}
 	return []change{{key: "log-key", value: r.Log, put: func(s *State) {
-		s.LogKey, s.Recoveries, s.Recovered = r.Log, s.Recoveries+1, d.index+1
+		s.signsLog(r.Log)
+		s.Recoveries, s.Recovered = s.Recoveries+1, d.index+1
 	}}}, nil
 }
 
@@ -69,7 +70,7 @@ func (d decision) position(line string, r *signoff.Recovery) (*signoff.Position,
 	if !ok || p.Charter != d.state.ID {
 		return nil, errors.New("a position that is none, or of another cluster")
 	}
-	if err := d.state.byNotary(Prepared{doc: doc}, p.Notary); err != nil {
+	if err := d.state.byNotary(prepared{doc: doc}, p.Notary); err != nil {
 		return nil, err
 	}
 	fp := r.Log.Fingerprint()

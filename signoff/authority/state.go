@@ -142,6 +142,8 @@ type Keygen struct {
 	Transcripts map[Digest]*signoff.Transcript `json:"-"`
 	Seen        []Digest                       `json:"seen"` // documents of this attempt, in order
 	Failed      string                         `json:"failed"`
+
+	group *frost.Group // that the commitments make, once a transcript asked
 }
 
 // A TickRound is the round of ticks being collected.

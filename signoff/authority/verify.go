@@ -9,7 +9,7 @@ import (
 
 // verify checks that the document belongs to this cluster and is signed by
 // the key its kind demands. It looks at nothing else.
-func (s *State) verify(p Prepared, index uint64) error {
+func (s *State) verify(p prepared, index uint64) error {
 	doc := p.doc
 	if charter, ok := doc.Doc.(*signoff.Charter); ok {
 		return s.verifyCharter(doc, charter, index)
@@ -45,7 +45,7 @@ func (s *State) verifyCharter(doc *signoff.Signed, c *signoff.Charter, index uin
 	return fmt.Errorf("charter signed by %s, who is not in it", doc.Hint)
 }
 
-func (s *State) verifySigner(p Prepared) error {
+func (s *State) verifySigner(p prepared) error {
 	doc := p.doc
 	switch d := doc.Doc.(type) {
 	case *signoff.Acceptance:
@@ -89,7 +89,7 @@ func (s *State) verifySigner(p Prepared) error {
 	return fmt.Errorf("a %s is no log entry", doc.Doc.Kind())
 }
 
-func (s *State) byPerson(p Prepared, id Digest) error {
+func (s *State) byPerson(p prepared, id Digest) error {
 	g, ok := s.signers[id]
 	if !ok || g.person == nil {
 		return fmt.Errorf("%s is not a person of this charter", id)
@@ -97,7 +97,7 @@ func (s *State) byPerson(p Prepared, id Digest) error {
 	return p.bySigner(id, g)
 }
 
-func (s *State) byNotary(p Prepared, id Digest) error {
+func (s *State) byNotary(p prepared, id Digest) error {
 	g, ok := s.signers[id]
 	if !ok || g.notary == nil {
 		return fmt.Errorf("%s is not a notary of this charter", id)
@@ -112,7 +112,7 @@ func (s *State) byNode(doc *signoff.Signed, id Digest) error {
 	return doc.Verify(s.Nodes[id].Keys.SignKey)
 }
 
-func (s *State) byGroup(p Prepared) error {
+func (s *State) byGroup(p prepared) error {
 	if s.Group == nil {
 		return errors.New("a warrant before the notaries have a group key")
 	}

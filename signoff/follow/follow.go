@@ -206,12 +206,8 @@ func (f *Follower) fold(ctx context.Context, a *authority.Authority, size uint64
 			lines = lines[:1] // the charter, which says by whom the rest is signed
 		}
 		lines = lines[:min(uint64(len(lines)), size-from)]
-		for i, p := range a.Prepare(lines) {
-			out, err := a.ApplyPrepared(p, blobs)
-			if err != nil {
-				return err
-			}
-			f.observe(out, lines[i])
+		if err := a.ApplyAll(lines, blobs, f.observe); err != nil {
+			return err
 		}
 	}
 	return nil
