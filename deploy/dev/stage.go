@@ -17,6 +17,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+
 	attesttpm "github.com/keyturn/keyturn/attest/tpm"
 	"github.com/keyturn/keyturn/hsm/tpm/swtpm"
 	"github.com/keyturn/keyturn/signoff"
@@ -357,7 +360,7 @@ func (s *stage) makeMachines(ctx context.Context, f *founding) error {
 // boot starts a node's TPM afresh and measures the given kernel into it.
 func (s *stage) boot(ctx context.Context, node, kernel string) error {
 	if p := s.tpms[node]; p != nil {
-		if err := p.Kill(); err != nil {
+		if err := shutDown(ctx, p); err != nil {
 			return err
 		}
 	}
@@ -380,6 +383,20 @@ func (s *stage) boot(ctx context.Context, node, kernel string) error {
 		return err
 	}
 	return os.WriteFile(s.path("nodes", node, "eventlog"), log, 0o644)
+}
+
+// shutDown ends a TPM in order, so that it keeps its clock. One that was cut
+// off shows times again, and evidence with them is refused until it caught up.
+func shutDown(ctx context.Context, p *swtpm.Process) error {
+	dev, err := attesttpm.Open(p.Path)
+	if err != nil {
+		return err
+	}
+	err = dev.Run(ctx, "shut down", func(t transport.TPM) error {
+		_, err := tpm2.Shutdown{ShutdownType: tpm2.TPMSUClear}.Execute(t)
+		return err
+	})
+	return errors.Join(err, dev.Close(), p.Kill())
 }
 
 // found writes the charter and has every founder accept it.
