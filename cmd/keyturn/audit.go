@@ -93,8 +93,7 @@ func (x *audit) open(ctx context.Context, dir string) error {
 		return err
 	}
 	x.beyond = x.archive.Size() - x.final.Size
-	x.name()
-	return errors.Join(x.contains(), x.proves())
+	return errors.Join(x.name(), x.contains(), x.proves())
 }
 
 // replay folds the entries up to the note and checks who signed it.
@@ -153,8 +152,8 @@ func (x *audit) observe(out authority.Outcome, line []byte) {
 }
 
 // name gives signers the names that the final state knows them by.
-func (x *audit) name() {
-	x.view(func(_ *authority.Authority, s *authority.State) error {
+func (x *audit) name() error {
+	return x.view(func(_ *authority.Authority, s *authority.State) error {
 		group := groupFingerprint(s)
 		for i := range x.entries {
 			x.entries[i].Signer = signerName(s, x.entries[i].hint, group)

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -95,7 +96,7 @@ func (o *options) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.serve(ctx, co, &conf)
+	return s.serve(ctx, co, &conf, charter)
 }
 
 func (s *server) open(ctx context.Context, file string, conf *config.Coordinator, charter *signoff.Charter, id dsse.Digest) (*coordinator.Coordinator, error) {
@@ -149,8 +150,8 @@ func readGenesis(path string) ([][]byte, error) {
 	return out, nil
 }
 
-func (s *server) serve(ctx context.Context, co *coordinator.Coordinator, conf *config.Coordinator) error {
-	cert, err := s.certificate(ctx, conf.TLSKey)
+func (s *server) serve(ctx context.Context, co *coordinator.Coordinator, conf *config.Coordinator, charter *signoff.Charter) error {
+	cert, err := s.certificate(ctx, conf.TLSKey, charter)
 	if err != nil {
 		return err
 	}
@@ -176,7 +177,7 @@ func (s *server) serve(ctx context.Context, co *coordinator.Coordinator, conf *c
 
 // certificate wraps the token's TLS key for TLS; clients pin the key and look
 // at nothing else in it.
-func (s *server) certificate(ctx context.Context, uri string) (tls.Certificate, error) {
+func (s *server) certificate(ctx context.Context, uri string, charter *signoff.Charter) (tls.Certificate, error) {
 	key, err := s.ring.Key(ctx, uri, nil)
 	if err != nil {
 		return tls.Certificate{}, err
@@ -185,7 +186,9 @@ func (s *server) certificate(ctx context.Context, uri string) (tls.Certificate, 
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	s.logger.Info("TLS key", "fingerprint", dsse.Digest(fp).String())
+	if !slices.ContainsFunc(charter.Coordinators, func(c signoff.Coordinator) bool { return c.TLS == dsse.Digest(fp) }) {
+		return tls.Certificate{}, fmt.Errorf("TLS key %s is no coordinator's in the charter: nobody would speak to it", dsse.Digest(fp))
+	}
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
