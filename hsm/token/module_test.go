@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -87,6 +88,36 @@ func TestFaultySignatures(t *testing.T) {
 		f.do(t, "")
 		if err := sign(k); err != nil {
 			t.Errorf("after %s: %v", fault, err)
+		}
+	}
+}
+
+// A pulled token can answer with blanks for a moment. Only a key that shows
+// itself to be another one twice is called an impostor.
+func TestFaultTokenAnswersWithBlanks(t *testing.T) {
+	f := newFaultyModule(t)
+	tok := f.open(t, "alice")
+	generate(t, tok, "p256", hsm.KindP256)
+	k := openKey(t, tok, "p256", nil)
+	for _, test := range []struct {
+		fault string
+		want  error
+	}{
+		{"blank-once", nil},
+		{"blank", hsm.ErrWrongIdentity},
+		{"unreadable", hsm.ErrGone},
+	} {
+		kill(t, theHelper(t), syscall.SIGKILL) // the next one looks for the key anew
+		f.do(t, test.fault)
+		if err := sign(k); !errors.Is(err, test.want) {
+			t.Errorf("%s: %v, want %v", test.fault, err, test.want)
+		}
+		if left, err := os.ReadFile(f.fault); err != nil || (test.fault == "blank-once") != (len(left) == 0) {
+			t.Errorf("%s: the fault file holds %q, %v: the fault did not come to pass", test.fault, left, err)
+		}
+		f.do(t, "")
+		if err := sign(k); err != nil {
+			t.Errorf("after %s: %v", test.fault, err)
 		}
 	}
 }

@@ -41,7 +41,8 @@ type name struct {
 
 // use runs do with the handle of a key whose identity was checked. When an
 // error leaves open what happened, it looks for the key again: a stale handle
-// is replaced, a lost token reported as lost, another key as such.
+// is replaced, a lost token reported as lost, another key as such. Another key
+// must show itself twice: a token on its way out can answer with blanks.
 func (d *device) use(n name, do func(pkcs11.SessionHandle, pkcs11.ObjectHandle) error) error {
 	attempt := func(s pkcs11.SessionHandle) error {
 		h, err := d.handle(s, n)
@@ -51,11 +52,12 @@ func (d *device) use(n name, do func(pkcs11.SessionHandle, pkcs11.ObjectHandle) 
 		return do(s, h)
 	}
 	err := d.session(attempt)
-	if !unclear(err) {
+	another := errors.Is(err, errIdentity)
+	if !another && !unclear(err) {
 		return err
 	}
 	d.forget(n)
-	if stale(err) {
+	if another || stale(err) {
 		err = d.session(attempt)
 	} else if probe := d.session(func(s pkcs11.SessionHandle) error { _, e := d.handle(s, n); return e }); probe != nil {
 		err = probe
@@ -178,10 +180,15 @@ func (d *device) read(s pkcs11.SessionHandle, h pkcs11.ObjectHandle) (wire.KeyIn
 	if err != nil {
 		return wire.KeyInfo{}, err
 	}
-	is := func(attribute uint) bool {
-		v, err := d.attributes(s, h, attribute)
-		return err == nil && len(v[0]) == 1 && v[0][0] == 1
+	var failed error
+	said := func(attribute uint) []byte {
+		v, err := d.said(s, h, attribute)
+		if err != nil && failed == nil {
+			failed = err
+		}
+		return v
 	}
+	is := func(attribute uint) bool { return bytes.Equal(said(attribute), []byte{1}) }
 	k := wire.KeyInfo{
 		Label:            string(values[2]),
 		ID:               hex.EncodeToString(values[3]),
@@ -193,20 +200,24 @@ func (d *device) read(s pkcs11.SessionHandle, h pkcs11.ObjectHandle) (wire.KeyIn
 		Local:            is(pkcs11.CKA_LOCAL),
 	}
 	// Not saying so counts as extractable.
-	v, err := d.attributes(s, h, pkcs11.CKA_EXTRACTABLE)
-	k.Extractable = err != nil || len(v[0]) != 1 || v[0][0] != 0
+	k.Extractable = !bytes.Equal(said(pkcs11.CKA_EXTRACTABLE), []byte{0})
 	switch number(values[1]) {
 	case pkcs11.CKK_AES:
-		if v, err := d.attributes(s, h, pkcs11.CKA_VALUE_LEN); err == nil && number(v[0]) == 32 && is(pkcs11.CKA_DECRYPT) {
+		if number(said(pkcs11.CKA_VALUE_LEN)) == 32 && is(pkcs11.CKA_DECRYPT) {
 			k.Kind = hsm.KindSeal
 		}
 	case pkcs11.CKK_EC, ckkECEdwards:
-		k.Point, k.Kind = d.point(s, h, number(values[1]), values[3])
+		if k.Point, k.Kind, err = d.point(s, h, number(values[1]), values[3]); err != nil {
+			return wire.KeyInfo{}, err
+		}
 		if k.Kind == hsm.KindP256 && !k.Sign && k.Derive {
 			k.Kind = hsm.KindECDH
 		} else if !k.Sign {
 			k.Kind = ""
 		}
+	}
+	if failed != nil {
+		return wire.KeyInfo{}, failed
 	}
 	return k, nil
 }
@@ -214,27 +225,32 @@ func (d *device) read(s pkcs11.SessionHandle, h pkcs11.ObjectHandle) (wire.KeyIn
 // point returns the public point of a private key, from its public key object
 // or from the private one where the token keeps it there too, and the kind that
 // its curve allows, empty if the curve is not ours.
-func (d *device) point(s pkcs11.SessionHandle, private pkcs11.ObjectHandle, keyType uint, id []byte) ([]byte, hsm.Kind) {
+func (d *device) point(s pkcs11.SessionHandle, private pkcs11.ObjectHandle, keyType uint, id []byte) ([]byte, hsm.Kind, error) {
 	objects := []pkcs11.ObjectHandle{private}
 	if len(id) > 0 {
 		public, err := d.find(s, pkcs11.NewAttribute(pkcs11.CKA_CLASS, uint(pkcs11.CKO_PUBLIC_KEY)), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, keyType), pkcs11.NewAttribute(pkcs11.CKA_ID, id))
-		if err == nil {
-			objects = append(public, private)
+		if err != nil {
+			return nil, "", err
 		}
+		objects = append(public, private)
 	}
 	for _, h := range objects {
-		v, err := d.attributes(s, h, pkcs11.CKA_EC_PARAMS, pkcs11.CKA_EC_POINT)
+		curve, err := d.said(s, h, pkcs11.CKA_EC_PARAMS)
 		if err != nil {
-			continue
+			return nil, "", err
 		}
-		switch p := unwrap(v[1]); {
-		case keyType == pkcs11.CKK_EC && bytes.Equal(v[0], oidP256) && len(p) == 65:
-			return p, hsm.KindP256
-		case keyType == ckkECEdwards && len(p) == 32 && (bytes.Equal(v[0], oidEd25519) || bytes.Equal(v[0], stringEd25519)):
-			return p, hsm.KindEd25519
+		point, err := d.said(s, h, pkcs11.CKA_EC_POINT)
+		if err != nil {
+			return nil, "", err
+		}
+		switch p := unwrap(point); {
+		case keyType == pkcs11.CKK_EC && bytes.Equal(curve, oidP256) && len(p) == 65:
+			return p, hsm.KindP256, nil
+		case keyType == ckkECEdwards && len(p) == 32 && (bytes.Equal(curve, oidEd25519) || bytes.Equal(curve, stringEd25519)):
+			return p, hsm.KindEd25519, nil
 		}
 	}
-	return nil, ""
+	return nil, "", nil
 }
 
 // unwrap takes a point out of the OCTET STRING around it, which some tokens
@@ -245,6 +261,19 @@ func unwrap(point []byte) []byte {
 		return inner
 	}
 	return point
+}
+
+// said returns one attribute, nil if the token has it not or keeps it to itself.
+func (d *device) said(s pkcs11.SessionHandle, h pkcs11.ObjectHandle, attribute uint) ([]byte, error) {
+	values, err := d.attributes(s, h, attribute)
+	var native pkcs11.Error
+	if errors.As(err, &native) && (native == pkcs11.CKR_ATTRIBUTE_TYPE_INVALID || native == pkcs11.CKR_ATTRIBUTE_SENSITIVE) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return values[0], nil
 }
 
 func (d *device) attributes(s pkcs11.SessionHandle, h pkcs11.ObjectHandle, types ...uint) ([][]byte, error) {

@@ -69,6 +69,18 @@ static CK_RV sign(CK_SESSION_HANDLE s, CK_BYTE *data, CK_ULONG n, CK_BYTE *sig, 
 	return rv;
 }
 
+/* A token on its way out: it still answers, with nothing in the answer. */
+static CK_RV attributes(CK_SESSION_HANDLE s, CK_OBJECT_HANDLE h, CK_ATTRIBUTE *t, CK_ULONG n)
+{
+	CK_RV rv = real->C_GetAttributeValue(s, h, t, n);
+	if (rv == CKR_OK && n == 1 && t->pValue && t->type == CKA_EC_POINT && (fault("blank") || fault("blank-once"))) {
+		t->ulValueLen = 0;
+		if (fault("blank-once"))
+			fclose(fopen(getenv("PKCS11_FAULT"), "w"));
+	}
+	return fault("unreadable") ? CKR_DEVICE_REMOVED : rv;
+}
+
 CK_RV C_GetFunctionList(CK_FUNCTION_LIST **list)
 {
 	void *lib = dlopen("/usr/lib/softhsm/libsofthsm2.so", RTLD_NOW);
@@ -79,6 +91,7 @@ CK_RV C_GetFunctionList(CK_FUNCTION_LIST **list)
 	faulty.C_GetTokenInfo = token_info;
 	faulty.C_Login = login;
 	faulty.C_Sign = sign;
+	faulty.C_GetAttributeValue = attributes;
 	*list = &faulty;
 	return CKR_OK;
 }
