@@ -213,10 +213,14 @@ func choose(all []wire.KeyInfo, label string, pinned any, kinds []hsm.Kind) (wir
 }
 
 // ClassOf is the class of keys on a token. Software that plays a token says so
-// by its manufacturer; what does not is still only self-declared.
+// by its manufacturer or model: SoftHSM, opencryptoki's soft token, and a TPM
+// that is libtpms. What does not is still only self-declared.
 func ClassOf(info TokenInfo) hsm.Class {
-	if strings.Contains(strings.ToLower(info.Manufacturer), "softhsm") {
-		return hsm.ClassSoftware
+	of := strings.ToLower(info.Manufacturer + " " + strings.Join(strings.Fields(info.Model), " "))
+	for _, software := range []string{"softhsm", "softtok", "ibm sw tpm"} {
+		if strings.Contains(of, software) {
+			return hsm.ClassSoftware
+		}
 	}
 	return hsm.ClassSelfDeclared
 }

@@ -3,6 +3,7 @@ package module
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"unsafe"
 
@@ -45,11 +46,12 @@ func readSlot(p *pkcs11.Ctx, id uint) (slot, error) {
 		return slot{}, fmt.Errorf("read token info: %w", err)
 	}
 	has := func(flag uint) bool { return info.Flags&flag != 0 }
+	text := func(s string) string { return strings.TrimRight(s, " \x00") } // the standard pads with blanks, some with zeros
 	return slot{id, info.Flags, wire.TokenInfo{
-		Label:        info.Label,
-		Serial:       info.SerialNumber,
-		Manufacturer: info.ManufacturerID,
-		Model:        info.Model,
+		Label:        text(info.Label),
+		Serial:       text(info.SerialNumber),
+		Manufacturer: text(info.ManufacturerID),
+		Model:        text(info.Model),
 		Initialized:  has(pkcs11.CKF_TOKEN_INITIALIZED),
 		PINSet:       has(pkcs11.CKF_USER_PIN_INITIALIZED),
 		PINCountLow:  has(pkcs11.CKF_USER_PIN_COUNT_LOW),
@@ -162,9 +164,26 @@ func (d *device) login(fields [][]byte) ([]byte, error) {
 		return nil, err
 	}
 	if err := d.p.Login(d.base, pkcs11.CKU_USER, borrow(fields[0])); err != nil {
-		return nil, fmt.Errorf("log in: %w", err)
+		return nil, d.triesLeft(fmt.Errorf("log in: %w", err))
 	}
 	return nil, nil
+}
+
+// triesLeft adds to a refused PIN what the token says of the next one.
+func (d *device) triesLeft(err error) error {
+	s, e := readSlot(d.p, d.slot)
+	if e != nil || codeOf(err) != wire.CodeWrongPIN {
+		return err
+	}
+	switch {
+	case s.info.PINLocked:
+		return coded{wire.CodeLocked, fmt.Errorf("%w: that was the last try", err)}
+	case s.info.PINFinalTry:
+		return fmt.Errorf("%w; ONE TRY IS LEFT", err)
+	case s.info.PINCountLow:
+		return fmt.Errorf("%w; the token counts wrong pins", err)
+	}
+	return fmt.Errorf("%w; the token does not tell how many tries are left", err)
 }
 
 func (d *device) changePIN(fields [][]byte) ([]byte, error) {
@@ -173,7 +192,7 @@ func (d *device) changePIN(fields [][]byte) ([]byte, error) {
 	}
 	return nil, d.writing(func(s pkcs11.SessionHandle) error {
 		if err := d.p.SetPIN(s, borrow(fields[0]), borrow(fields[1])); err != nil {
-			return fmt.Errorf("set pin: %w", err)
+			return d.triesLeft(fmt.Errorf("set pin: %w", err))
 		}
 		return nil
 	})

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/go-json-experiment/json"
 	"github.com/miekg/pkcs11"
@@ -302,11 +303,44 @@ func number(b []byte) uint {
 	return ^uint(0)
 }
 
+// mechanisms are what a key of each kind is made with and then used by.
+var mechanisms = map[hsm.Kind][]struct {
+	id   uint
+	name string
+}{
+	hsm.KindP256:    {{pkcs11.CKM_EC_KEY_PAIR_GEN, "CKM_EC_KEY_PAIR_GEN"}, {pkcs11.CKM_ECDSA, "CKM_ECDSA"}},
+	hsm.KindEd25519: {{ckmECEdwardsKeyPairGen, "CKM_EC_EDWARDS_KEY_PAIR_GEN"}, {ckmEdDSA, "CKM_EDDSA"}},
+	hsm.KindECDH:    {{pkcs11.CKM_EC_KEY_PAIR_GEN, "CKM_EC_KEY_PAIR_GEN"}, {pkcs11.CKM_ECDH1_DERIVE, "CKM_ECDH1_DERIVE"}},
+	hsm.KindSeal:    {{pkcs11.CKM_AES_KEY_GEN, "CKM_AES_KEY_GEN"}, {pkcs11.CKM_AES_GCM, "CKM_AES_GCM"}},
+}
+
+// offers refuses a kind of key that the token cannot make or could not use
+// afterwards.
+func (d *device) offers(kind hsm.Kind) error {
+	needed, known := mechanisms[kind]
+	if !known {
+		return fmt.Errorf("unknown kind of key %q", kind)
+	}
+	offered, err := d.p.GetMechanismList(d.slot)
+	if err != nil {
+		return fmt.Errorf("list mechanisms: %w", err)
+	}
+	for _, m := range needed {
+		if !slices.ContainsFunc(offered, func(o *pkcs11.Mechanism) bool { return o.Mechanism == m.id }) {
+			return fmt.Errorf("the token has no %s, which a key of kind %s needs: keep that key on another token", m.name, kind)
+		}
+	}
+	return nil
+}
+
 // generate makes a key that stays where it is and does one thing.
 func (d *device) generate(fields [][]byte) ([]byte, error) {
 	kind, label := hsm.Kind(fields[0]), string(fields[1])
 	if label == "" || len(label) > wire.MaxLabel {
 		return nil, fmt.Errorf("a label has 1 to %d bytes, not %d", wire.MaxLabel, len(label))
+	}
+	if err := d.offers(kind); err != nil {
+		return nil, err
 	}
 	id := make([]byte, 16)
 	rand.Read(id)
