@@ -136,27 +136,27 @@ func Write(d Document) ([]byte, error) {
 
 // Read parses a payload strictly and validates its form.
 func Read(payload []byte) (Document, error) {
-	statement, err := dsse.OpenStatement(payload)
+	pt, predicate, err := dsse.OpenStatement(payload)
 	if err != nil {
 		return nil, err
 	}
-	pt := statement.PredicateType
 	d := empty(kindOf(pt))
 	if d == nil {
 		return nil, fmt.Errorf("signoff: read document: kind %.100q is unknown at format level %d; a newer keyturn may know it", pt, FormatLevel)
 	}
-	if err := statement.Predicate(d); err != nil {
-		return nil, err
+	if err := dsse.Decode(predicate, d); err != nil {
+		return nil, fmt.Errorf("signoff: read %s: %w", d.Kind(), err)
 	}
 	if err := check(d); err != nil {
 		return nil, err
 	}
+	// Nothing above looked at the subjects, nor at how the payload is spelt.
 	want, err := dsse.Statement(pt, d.subjects(), d)
 	if err != nil {
 		return nil, err
 	}
 	if !bytes.Equal(want, payload) {
-		return nil, fmt.Errorf("signoff: read %s: not in canonical form, or its %d subjects are not those its predicate names", d.Kind(), len(statement.Subjects))
+		return nil, fmt.Errorf("signoff: read %s: not in canonical form, or its subjects are not those its predicate names", d.Kind())
 	}
 	return d, nil
 }

@@ -37,6 +37,7 @@ func (d decision) request(r *signoff.Request) ([]change, error) {
 		return nil, err
 	}
 	rec := &Request{ID: d.doc.Digest(), Doc: r, Index: d.index, Time: now}
+	rec.shown = shown{rule, d.state.displayDigest(rec, rule)}
 	return []change{putRequest(rec)}, nil
 }
 
@@ -144,12 +145,8 @@ func (d decision) checkApprove(r *Request, a *signoff.Approval) error {
 	if want := d.state.RuleDigest(rule); a.Rule != want {
 		return fmt.Errorf("made under rule %s, the rule in force is %s: look at the request again", a.Rule, want)
 	}
-	text, err := d.state.Display(a.Request)
-	if err != nil {
-		return err
-	}
-	if shown := Digest(sha256.Sum256([]byte(text))); a.Display != shown {
-		return fmt.Errorf("signed the text %s, the request reads %s", a.Display, shown)
+	if text := d.state.displayDigest(r, rule); a.Display != text {
+		return fmt.Errorf("signed the text %s, the request reads %s", a.Display, text)
 	}
 	// Whoever carries documents may hold an approval back and bring it after
 	// its own withdrawal. A person who changes their mind again has seen the
@@ -183,6 +180,10 @@ func (s *State) Display(request Digest) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	return s.display(r, rule), nil
+}
+
+func (s *State) display(r *Request, rule *policy.Bound) string {
 	in := display.Input{Charter: s.Charter, ID: s.ID, Request: r.Doc, Digest: r.ID, Rule: rule,
 		Objects: map[Digest]*signoff.Object{}, Nodes: map[Digest]display.Node{}, Halts: map[Digest]*signoff.Halt{}}
 	for _, id := range r.Doc.Objects() {
@@ -190,13 +191,43 @@ func (s *State) Display(request Digest) (string, error) {
 			in.Objects[id] = o.Doc
 		}
 	}
-	for id, n := range s.Nodes {
-		in.Nodes[id] = display.Node{Name: n.Name, Emulated: n.Keys.Emulated}
+	named := func(id Digest) {
+		if n, ok := s.Nodes[id]; ok {
+			in.Nodes[id] = display.Node{Name: n.Name, Emulated: n.Keys.Emulated}
+		}
 	}
-	for id, h := range s.Halts {
-		in.Halts[id] = h.Doc
+	switch {
+	case r.Doc.Launch != nil:
+		for _, id := range r.Doc.Launch.Pool {
+			named(id)
+		}
+	case r.Doc.Retire != nil:
+		named(r.Doc.Retire.Node)
+	case r.Doc.Resume != nil:
+		for _, id := range r.Doc.Resume.Halts {
+			if h, ok := s.Halts[id]; ok {
+				in.Halts[id] = h.Doc
+				named(h.Doc.Node)
+			}
+		}
 	}
-	return display.Request(in), nil
+	return display.Request(in)
+}
+
+// shown is the digest of a request's text under one rule. What else the text
+// is written from stays as it is while the request is open, so the approvals of
+// a request share the work.
+type shown struct {
+	rule *policy.Bound
+	text Digest
+}
+
+// displayDigest is what an approval of the request has to sign.
+func (s *State) displayDigest(r *Request, rule *policy.Bound) Digest {
+	if r.shown.rule == rule {
+		return r.shown.text
+	}
+	return sha256.Sum256([]byte(s.display(r, rule)))
 }
 
 // Recipients lists whom a person's shares must be sealed to: the export's

@@ -68,6 +68,8 @@ type Request struct {
 	Ended     string           `json:"ended"` // why it can no longer be approved; empty while open
 	Warrant   Digest           `json:"warrant"`
 	Activated []Digest         `json:"activated"` // notaries, for an enrolment
+
+	shown shown // when it was made
 }
 
 // A Vote is one person's latest decision on one request.

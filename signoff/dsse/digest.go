@@ -39,13 +39,16 @@ func (d Digest) Short() string { return hex.EncodeToString(d[:6]) }
 // IsZero reports whether d is the missing digest.
 func (d Digest) IsZero() bool { return d == Digest{} }
 
-// MarshalText writes sha256:<64 hex>, and nothing for the missing digest.
-func (d Digest) MarshalText() ([]byte, error) {
+// AppendText writes sha256:<64 hex>, and nothing for the missing digest.
+func (d Digest) AppendText(b []byte) ([]byte, error) {
 	if d.IsZero() {
-		return []byte{}, nil
+		return b, nil
 	}
-	return []byte(d.String()), nil
+	return hex.AppendEncode(append(b, digestPrefix...), d[:]), nil
 }
+
+// MarshalText writes what AppendText appends.
+func (d Digest) MarshalText() ([]byte, error) { return d.AppendText([]byte{}) }
 
 // UnmarshalText reads what MarshalText writes.
 func (d *Digest) UnmarshalText(text []byte) error {

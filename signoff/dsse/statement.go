@@ -1,6 +1,7 @@
 package dsse
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -25,15 +26,20 @@ func (s Subject) Is(d Digest) bool {
 	return len(s.Digest) == 1 && s.Digest["sha256"] == d.Hex()
 }
 
-type statement struct {
-	Type          string         `json:"_type"`
-	Subject       []Subject      `json:"subject"`
-	PredicateType string         `json:"predicateType"`
-	Predicate     jsontext.Value `json:"predicate"`
-}
+// The frame of a statement: there is one way to write it, so it can be cut
+// instead of parsed. No text inside a subject can look like frameKind, for its
+// quotes would be escaped.
+const (
+	frameSubject   = `{"_type":"` + StatementType + `","subject":`
+	frameKind      = `,"predicateType":"`
+	framePredicate = `","predicate":`
+)
 
 // Statement writes the payload of a document: an in-toto Statement v1.
 func Statement(predicateType string, subjects []Subject, predicate any) ([]byte, error) {
+	if n := len(subjects); n == 0 || n > MaxSubjects {
+		return nil, fmt.Errorf("dsse: write %s: %d subjects, want 1 to %d", predicateType, n, MaxSubjects)
+	}
 	about, err := Encode(subjects)
 	if err != nil {
 		return nil, fmt.Errorf("dsse: write %s: %w", predicateType, err)
@@ -46,74 +52,45 @@ func Statement(predicateType string, subjects []Subject, predicate any) ([]byte,
 	if err != nil {
 		return nil, fmt.Errorf("dsse: write %s: %w", predicateType, err)
 	}
-	payload := slices.Concat([]byte(`{"_type":"`+StatementType+`","subject":`), about, []byte(`,"predicateType":`), kind, []byte(`,"predicate":`), body, []byte("}"))
+	payload := slices.Concat([]byte(frameSubject), about, []byte(frameKind), kind[1:len(kind)-1], []byte(framePredicate), body, []byte("}"))
 	if len(payload) > MaxPayload {
 		return nil, fmt.Errorf("dsse: write %s: %d bytes, at most %d fit a log entry; name large parts by blob", predicateType, len(payload), MaxPayload)
 	}
 	return payload, nil
 }
 
-// A Parsed is a statement whose predicate has not been decoded yet.
-type Parsed struct {
-	Subjects      []Subject
-	PredicateType string
-	predicate     jsontext.Value
-}
-
-// OpenStatement parses a payload's outer layer, strictly.
-func OpenStatement(payload []byte) (*Parsed, error) {
-	s, err := parseStatement(payload)
-	if err != nil {
-		return nil, err
-	}
-	return &Parsed{s.Subject, s.PredicateType, s.Predicate}, nil
-}
-
-// Predicate decodes the predicate, strictly.
-func (p *Parsed) Predicate(into any) error {
-	if err := Decode(p.predicate, into); err != nil {
-		return fmt.Errorf("dsse: read %s: %w", p.PredicateType, err)
-	}
-	return nil
-}
-
-// PredicateType reads only which kind of document a payload is.
-func PredicateType(payload []byte) (string, error) {
-	s, err := parseStatement(payload)
-	if err != nil {
-		return "", err
-	}
-	return s.PredicateType, nil
-}
-
-// ParseStatement reads a payload of the given kind into predicate, strictly.
-func ParseStatement(payload []byte, predicateType string, predicate any) ([]Subject, error) {
-	p, err := OpenStatement(payload)
-	if err != nil {
-		return nil, err
-	}
-	if p.PredicateType != predicateType {
-		return nil, fmt.Errorf("dsse: read statement: predicate type %.100q, want %q", p.PredicateType, predicateType)
-	}
-	return p.Subjects, p.Predicate(predicate)
-}
-
-func parseStatement(payload []byte) (statement, error) {
-	var s statement
+// OpenStatement cuts a payload's predicate out of it and says of which kind it
+// is. The caller decodes the predicate, writes the statement again with
+// [Statement] and refuses the payload if that gives other bytes: this is what
+// makes reading strict.
+func OpenStatement(payload []byte) (predicateType string, predicate []byte, err error) {
 	if len(payload) > MaxPayload {
-		return s, fmt.Errorf("dsse: read statement: %d bytes, at most %d are allowed", len(payload), MaxPayload)
+		return "", nil, fmt.Errorf("dsse: read statement: %d bytes, at most %d are allowed", len(payload), MaxPayload)
+	}
+	rest, ok1 := bytes.CutPrefix(payload, []byte(frameSubject))
+	_, rest, ok2 := bytes.Cut(rest, []byte(frameKind))
+	kind, rest, ok3 := bytes.Cut(rest, []byte(framePredicate))
+	predicate, ok4 := bytes.CutSuffix(rest, []byte("}"))
+	if !ok1 || !ok2 || !ok3 || !ok4 {
+		return "", nil, explainStatement(payload)
+	}
+	return string(kind), predicate, nil
+}
+
+// explainStatement says what is wrong with a payload that cannot be cut. It
+// never returns nil.
+func explainStatement(payload []byte) error {
+	var s struct {
+		Type          string         `json:"_type"`
+		Subject       []Subject      `json:"subject"`
+		PredicateType string         `json:"predicateType"`
+		Predicate     jsontext.Value `json:"predicate"`
 	}
 	if err := Decode(payload, &s); err != nil {
-		return s, fmt.Errorf("dsse: read statement: %w", err)
+		return fmt.Errorf("dsse: read statement: %w", err)
 	}
 	if s.Type != StatementType {
-		return s, fmt.Errorf("dsse: read statement: type %.100q, want %q", s.Type, StatementType)
+		return fmt.Errorf("dsse: read statement: type %.100q, want %q", s.Type, StatementType)
 	}
-	if n := len(s.Subject); n == 0 || n > MaxSubjects {
-		return s, fmt.Errorf("dsse: read statement: %d subjects, want 1 to %d", n, MaxSubjects)
-	}
-	if len(s.Predicate) == 0 {
-		return s, errors.New("dsse: read statement: no predicate")
-	}
-	return s, nil
+	return errors.New("dsse: read statement: not in canonical form (a member is missing, or order or spacing differ from what keyturn writes)")
 }
