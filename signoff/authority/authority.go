@@ -118,7 +118,7 @@ func (a *Authority) judgePrepared(p prepared, blobs Blobs) (Outcome, []change, e
 		out.Void = p.err
 		return out, nil, nil
 	}
-	out.Kind, out.Document, out.Signer = p.doc.Doc.Kind(), p.doc.Digest(), p.doc.Hint
+	out.Kind, out.Document, out.Signer = p.doc.Doc.Kind(), p.id, p.doc.Hint
 	changes, err := a.judge(p, blobs)
 	if errors.Is(err, ErrMissingBlob) {
 		return out, nil, fmt.Errorf("authority: entry %d, %s %s: %w", out.Index, out.Kind, out.Document.Short(), err)
@@ -131,7 +131,7 @@ func (a *Authority) judge(p prepared, blobs Blobs) ([]change, error) {
 	if err := a.state.verify(p, a.Size()); err != nil {
 		return nil, err
 	}
-	d := decision{state: a.state, authority: a, doc: p.doc, index: a.Size(), blobs: blobs}
+	d := decision{state: a.state, authority: a, doc: p.doc, id: p.id, index: a.Size(), blobs: blobs}
 	changes, err := d.decide()
 	if err != nil {
 		return nil, err

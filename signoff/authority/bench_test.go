@@ -120,7 +120,7 @@ func runAll(b *testing.B, checks []check) spent {
 func BenchmarkReplay(b *testing.B) {
 	l := ready(b).tick(began + 10)
 	object := l.sealed("weights")
-	for range 40 {
+	for range 200 {
 		id := l.takes(l.export("alice", object))
 		l.approves(id, "bob", "carol", "dave", "erin")
 		l.takes(l.warrant(id))

@@ -18,6 +18,7 @@ type decision struct {
 	state     *State
 	authority *Authority
 	doc       *signoff.Signed
+	id        Digest // the document's
 	index     uint64
 	blobs     Blobs
 }
@@ -72,7 +73,7 @@ func (d decision) decide() ([]change, error) {
 
 // took records that the document took effect.
 func (d decision) took() change {
-	id, index := d.doc.Digest(), d.index
+	id, index := d.id, d.index
 	return change{key: "document/" + id.Hex(), value: index, put: func(s *State) { s.Documents[id] = index }}
 }
 
@@ -130,7 +131,7 @@ func (d decision) charter(c *signoff.Charter) ([]change, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []change{{key: "charter", value: d.doc.Digest(), put: func(s *State) {
+	return []change{{key: "charter", value: d.id, put: func(s *State) {
 		s.Charter, s.Time, s.Policy = c, c.Created, compiled
 		s.signsLog(c.Log)
 		s.signers, s.references = signers, refs
@@ -203,7 +204,7 @@ func (d decision) object(o *signoff.Object) ([]change, error) {
 		return nil, fmt.Errorf("lockbox thresholds %d and %d, the charter says %d people and %d notaries",
 			o.Lockbox.People.Threshold, o.Lockbox.Machines.Threshold, c.Threshold, c.Quorum())
 	}
-	r := &Object{ID: d.doc.Digest(), Doc: o, Index: d.index}
+	r := &Object{ID: d.id, Doc: o, Index: d.index}
 	return []change{putObject(r)}, nil
 }
 
@@ -245,7 +246,7 @@ func (d decision) halt(h *signoff.Halt) ([]change, error) {
 	if !res.Satisfied {
 		return nil, fmt.Errorf("this person may not halt: %v", res.Missing)
 	}
-	r := &Halt{ID: d.doc.Digest(), Doc: h, Index: d.index}
+	r := &Halt{ID: d.id, Doc: h, Index: d.index}
 	return []change{putHalt(r)}, nil
 }
 

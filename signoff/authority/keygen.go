@@ -91,7 +91,7 @@ func (d decision) commitment(c *signoff.Commitment) ([]change, error) {
 	}
 	k := s.Keygen.copy()
 	k.Commitments[c.Notary] = c
-	k.Seen = append(k.Seen, d.doc.Digest())
+	k.Seen = append(k.Seen, d.id)
 	return []change{putKeygen(k)}, nil
 }
 
@@ -115,7 +115,7 @@ func (d decision) dealing(x *signoff.Dealing) ([]change, error) {
 	}
 	k := s.Keygen.copy()
 	k.Dealings[x.Notary] = x
-	k.Seen = append(k.Seen, d.doc.Digest())
+	k.Seen = append(k.Seen, d.id)
 	return []change{putKeygen(k)}, nil
 }
 

@@ -63,7 +63,7 @@ func (d decision) claim(c *signoff.Claim) ([]change, error) {
 	used, node := *w, *s.Nodes[c.Node]
 	used.Used++
 	node.Clock = clock
-	rec := &Claim{ID: d.doc.Digest(), Doc: c, Index: d.index, Fresh: fresh}
+	rec := &Claim{ID: d.id, Doc: c, Index: d.index, Fresh: fresh}
 	return []change{putWarrant(&used), putNode(&node), putClaim(rec)}, nil
 }
 

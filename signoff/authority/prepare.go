@@ -14,9 +14,10 @@ import (
 type prepared struct {
 	line    []byte
 	doc     *signoff.Signed
-	err     error // why the line is no document
-	checked bool  // the signature was checked against the key that the hint names
-	sigErr  error // and this came of it
+	id      Digest // the document's
+	err     error  // why the line is no document
+	checked bool   // the signature was checked against the key that the hint names
+	sigErr  error  // and this came of it
 }
 
 // ApplyAll folds entries one after the other, like Apply, and shows each to
@@ -56,7 +57,10 @@ func (a *Authority) ApplyAll(lines [][]byte, blobs Blobs, observe func(Outcome, 
 
 func prepare(line []byte) prepared {
 	doc, err := signoff.ReadLine(line)
-	return prepared{line: line, doc: doc, err: err}
+	if err != nil {
+		return prepared{line: line, err: err}
+	}
+	return prepared{line: line, doc: doc, id: doc.Digest()}
 }
 
 // check verifies with the key that the hint names, if it is that of one of the

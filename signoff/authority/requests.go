@@ -36,7 +36,7 @@ func (d decision) request(r *signoff.Request) ([]change, error) {
 	if err := d.checkPart(r); err != nil {
 		return nil, err
 	}
-	rec := &Request{ID: d.doc.Digest(), Doc: r, Index: d.index, Time: now}
+	rec := &Request{ID: d.id, Doc: r, Index: d.index, Time: now}
 	rec.shown = shown{rule, d.state.displayDigest(rec, rule)}
 	return []change{putRequest(rec)}, nil
 }
@@ -127,7 +127,7 @@ func (d decision) approval(a *signoff.Approval) ([]change, error) {
 		}
 	}
 	rec := *old
-	vote := Vote{Approval: d.doc.Digest(), Index: d.index, Time: d.state.Time, Doc: a}
+	vote := Vote{Approval: d.id, Index: d.index, Time: d.state.Time, Doc: a}
 	rec.Votes = append(slices.DeleteFunc(slices.Clone(old.Votes), func(v Vote) bool { return v.Doc.Person == a.Person }), vote)
 	if a.Decision == signoff.Withdraw && a.Person == old.Doc.Requester {
 		rec.Ended = "withdrawn by the requester"

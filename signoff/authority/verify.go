@@ -12,7 +12,7 @@ import (
 func (s *State) verify(p prepared, index uint64) error {
 	doc := p.doc
 	if charter, ok := doc.Doc.(*signoff.Charter); ok {
-		return s.verifyCharter(doc, charter, index)
+		return s.verifyCharter(p, charter, index)
 	}
 	if s.Charter == nil {
 		return errors.New("the log does not begin with a charter")
@@ -20,18 +20,19 @@ func (s *State) verify(p prepared, index uint64) error {
 	if doc.Doc.Cluster() != s.ID {
 		return fmt.Errorf("belongs to charter %s, this log is of %s", doc.Doc.Cluster(), s.ID)
 	}
-	if at, ok := s.Documents[doc.Digest()]; ok {
+	if at, ok := s.Documents[p.id]; ok {
 		return fmt.Errorf("the same document already took effect at entry %d", at)
 	}
 	return s.verifySigner(p)
 }
 
-func (s *State) verifyCharter(doc *signoff.Signed, c *signoff.Charter, index uint64) error {
+func (s *State) verifyCharter(p prepared, c *signoff.Charter, index uint64) error {
+	doc := p.doc
 	if index != 0 {
 		return fmt.Errorf("a charter at entry %d; it can only be entry 0", index)
 	}
-	if doc.Digest() != s.ID {
-		return fmt.Errorf("charter %s is not the one given as anchor, %s", doc.Digest(), s.ID)
+	if p.id != s.ID {
+		return fmt.Errorf("charter %s is not the one given as anchor, %s", p.id, s.ID)
 	}
 	for _, p := range c.People {
 		if p.ID() == doc.Hint {

@@ -75,7 +75,7 @@ func (d decision) warrant(w *signoff.Warrant) ([]change, error) {
 		return nil, fmt.Errorf("warrant for %s is not the one the log gives at this index", w.Request)
 	}
 	r := *d.state.Requests[w.Request]
-	r.Warrant, r.Ended = d.doc.Digest(), "warrant issued"
+	r.Warrant, r.Ended = d.id, "warrant issued"
 	effect, err := d.effect(&r)
 	if err != nil {
 		return nil, err
