@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ecdh"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -11,9 +12,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/hsm/token"
+	"github.com/keyturn/keyturn/signoff/lockbox"
 )
 
 const (
@@ -26,32 +29,90 @@ const (
 func (s *site) newToken() (uri string, pub *ecdh.PublicKey) {
 	t := s.T
 	t.Helper()
-	if _, err := os.Stat(softHSM); err != nil {
-		t.Skip("needs SoftHSM2 (package softhsm2)")
-	}
-	bin, dir := t.TempDir(), t.TempDir()
+	bin := t.TempDir()
+	tok, key := openToken(t, bin)
+	must(t, tok.Close())
 	self, err := os.Executable()
 	must(t, err)
 	must(t, exec.Command("cp", self, filepath.Join(bin, program)).Run())
-	helper := filepath.Join(bin, "keyturn-token")
-	if out, err := exec.Command("go", "build", "-o", helper, "../keyturn-token").CombinedOutput(); err != nil {
+	s.path = bin + ":" + os.Getenv("PATH")
+	return "pkcs11:token=partner;object=open?module-path=" + softHSM, key
+}
+
+// openToken makes a token with a key, and keyturn-token in bin.
+func openToken(t testing.TB, bin string) (*token.Token, *ecdh.PublicKey) {
+	t.Helper()
+	if _, err := os.Stat(softHSM); err != nil {
+		t.Skip("needs SoftHSM2 (package softhsm2)")
+	}
+	helper, dir := filepath.Join(bin, "keyturn-token"), t.TempDir()
+	build := exec.Command("go", "build", "-o", helper, "../keyturn-token")
+	build.Env = append(os.Environ(), "CGO_ENABLED=1")
+	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build keyturn-token: %s", out)
 	}
-	s.path = bin + ":" + os.Getenv("PATH")
 	conf := filepath.Join(dir, "softhsm2.conf")
 	must(t, errors.Join(os.Mkdir(filepath.Join(dir, "tokens"), 0o700),
 		os.WriteFile(conf, fmt.Appendf(nil, "directories.tokendir = %s/tokens\nlog.level = ERROR\n", dir), 0o600)))
-	os.Setenv("SOFTHSM2_CONF", conf)
-	t.Cleanup(func() { os.Unsetenv("SOFTHSM2_CONF") })
+	t.Setenv("SOFTHSM2_CONF", conf)
 	ctx, cfg := context.Background(), token.Config{Helper: helper, Module: softHSM}
 	must(t, token.Init(ctx, cfg, "partner", []byte("officer-pin-1"), []byte(userPIN)))
-	uri = "pkcs11:token=partner?module-path=" + softHSM
-	tok, err := token.Open(ctx, cfg, uri, func(context.Context, string) ([]byte, error) { return []byte(userPIN), nil })
+	tok, err := token.Open(ctx, cfg, "pkcs11:token=partner", func(context.Context, string) ([]byte, error) { return []byte(userPIN), nil })
 	must(t, err)
-	defer tok.Close()
+	t.Cleanup(func() { tok.Close() })
 	key, err := tok.Generate(ctx, "open", hsm.KindECDH)
 	must(t, err)
-	return "pkcs11:token=partner;object=open?module-path=" + softHSM, key.(*ecdh.PublicKey)
+	return tok, key.(*ecdh.PublicKey)
+}
+
+// BenchmarkRelease opens, checks and seals again one share, by a key on a
+// token, as a person who approves and a notary who releases do. The peer is the
+// token's bare agreement.
+func BenchmarkRelease(b *testing.B) {
+	tok, pub := openToken(b, b.TempDir())
+	key, err := tok.Decrypter(b.Context(), "open", pub)
+	must(b, err)
+	id, err := lockbox.TokenIdentity(key)
+	must(b, err)
+	other := func() lockbox.Recipient {
+		k, err := ecdh.P256().GenerateKey(rand.Reader)
+		must(b, err)
+		r, err := lockbox.P256Recipient(k.PublicKey())
+		must(b, err)
+		return r
+	}
+	group := func(k lockbox.Recipient) lockbox.Group {
+		return lockbox.Group{Threshold: 2, Holders: []lockbox.Holder{{Index: 1, Key: k}, {Index: 2, Key: other()}, {Index: 3, Key: other()}}}
+	}
+	params := lockbox.Params{Charter: [32]byte{1}, People: group(id.Recipient()), Machines: group(other())}
+	secrets, box, err := lockbox.New(rand.Reader, params)
+	must(b, err)
+	deals, err := secrets.Deal([32]byte{2}, 1)
+	must(b, err)
+	where := lockbox.Context{Charter: params.Charter, Object: [32]byte{2}, Side: lockbox.People, Epoch: 1, Index: 1, Holder: id.Recipient().ID()}
+	to := other()
+	peer := secret(b)
+	var bare time.Duration
+	for b.Loop() {
+		share, err := lockbox.OpenShare(b.Context(), id, where, box.People, deals.People[0])
+		must(b, err)
+		_, err = lockbox.Reseal(share, to, lockbox.ReleaseContext{Context: where, Request: [32]byte{3}, Recipient: to.ID()})
+		must(b, err)
+		b.StopTimer()
+		start := time.Now()
+		_, err = key.ECDHContext(b.Context(), peer)
+		bare += time.Since(start)
+		must(b, err)
+		b.StartTimer()
+	}
+	b.ReportMetric(bare.Seconds()*1000/float64(b.N), "agreement-ms")
+	b.ReportMetric(b.Elapsed().Seconds()*1000/float64(b.N), "release-ms")
+}
+
+func secret(b *testing.B) *ecdh.PublicKey {
+	k, err := ecdh.P256().GenerateKey(rand.Reader)
+	must(b, err)
+	return k.PublicKey()
 }
 
 func must(t testing.TB, err error) {

@@ -5,9 +5,7 @@ import (
 	"crypto/sha256"
 	"os"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"pgregory.net/rapid"
 )
@@ -55,42 +53,4 @@ func TestWrite2OfOneInput(t *testing.T) {
 	if a.Sum() != sha256.Sum256(data[:128]) {
 		t.Error("one stream given twice is not written in order")
 	}
-}
-
-// BenchmarkRatio compares with crypto/sha256 in one run, by user CPU time.
-func BenchmarkRatio(b *testing.B) {
-	p, q := make([]byte, 64<<10), make([]byte, 64<<10)
-	x, y := New(), New()
-	plain := sha256.New()
-	var two, one time.Duration
-	const times = 256
-	for b.Loop() {
-		two += timed(func() {
-			for range times {
-				Write2(x, y, p, q)
-			}
-		})
-		one += timed(func() {
-			for range times {
-				plain.Write(p)
-				plain.Write(q)
-			}
-		})
-	}
-	b.ReportMetric(float64(one)/float64(two), "x-crypto/sha256")
-	b.ReportMetric(float64(b.N)*times*128/1024/1024*1.073741824/two.Seconds(), "GB/cpu-s")
-}
-
-func timed(f func()) time.Duration {
-	before := used()
-	f()
-	return used() - before
-}
-
-func used() time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		panic(err)
-	}
-	return time.Duration(u.Utime.Nano())
 }
