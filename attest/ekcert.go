@@ -13,6 +13,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"slices"
 	"strings"
 	"time"
@@ -30,18 +31,20 @@ var (
 	oidSubjectAltName  = asn1.ObjectIdentifier{2, 5, 29, 17}
 	oidOrganisation    = asn1.ObjectIdentifier{2, 5, 4, 10}
 	oidCommonName      = asn1.ObjectIdentifier{2, 5, 4, 3}
+	oidRSAESOAEP       = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 7}
 )
 
 // notCanonical names the vendors, by a word of the issuer's organisation or
-// common name, whose certificates may break DER's order of the attributes in a
-// multi-valued name (X.690, section 11.6). Nothing else is excepted: the
-// signature covers the bytes as they are.
+// common name, whose certificates may break DER in two places: the order of the
+// attributes in a multi-valued name (X.690, section 11.6), and zeros in front of
+// the serial number (section 8.3.2). Nothing else is excepted: the signature covers
+// the bytes as they are.
 var notCanonical = []string{"Nuvoton"}
 
 // An EK is an endorsement key whose maker vouches for it.
 type EK struct {
 	Public       crypto.PublicKey // *rsa.PublicKey, or *ecdsa.PublicKey on P-256 or P-384
-	ID           [32]byte         // SHA-256 of the DER SubjectPublicKeyInfo
+	ID           [32]byte         // SHA-256 of the key's canonical SubjectPublicKeyInfo (DER)
 	Manufacturer string           // as the certificate says, such as id:494E5443
 	Model        string
 	Version      string
@@ -94,14 +97,74 @@ func parseEKCert(der []byte) (*x509.Certificate, error) {
 	}
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
-		return nil, err
+		if cert = parsePaddedSerial(der); cert == nil {
+			return nil, err
+		}
 	}
 	for _, name := range [][]byte{cert.RawIssuer, cert.RawSubject} {
 		if err := checkNameOrder(name, cert); err != nil {
 			return nil, err
 		}
 	}
+	if cert.PublicKey == nil {
+		cert.PublicKey = oaepKey(cert.RawSubjectPublicKeyInfo)
+	}
 	return cert, nil
+}
+
+// parsePaddedSerial parses a certificate of an excepted vendor whose serial number
+// has zeros in front, which crypto/x509 refuses. It parses a copy without them and
+// gives the result the bytes that were signed. It is nil for all others.
+func parsePaddedSerial(der []byte) *x509.Certificate {
+	outer := cryptobyte.String(der)
+	var inner, signed, tbs, version, serial cryptobyte.String
+	if !outer.ReadASN1(&inner, cbasn1.SEQUENCE) || !outer.Empty() || !inner.ReadASN1Element(&signed, cbasn1.SEQUENCE) {
+		return nil
+	}
+	rest := signed
+	if !rest.ReadASN1(&tbs, cbasn1.SEQUENCE) || !tbs.ReadASN1Element(&version, cbasn1.Tag(0).Constructed().ContextSpecific()) ||
+		!tbs.ReadASN1(&serial, cbasn1.INTEGER) || len(serial) < 2 || serial[0] != 0 || serial[1] >= 0x80 {
+		return nil
+	}
+	var b cryptobyte.Builder
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+			b.AddBytes(version)
+			b.AddASN1BigInt(new(big.Int).SetBytes(serial))
+			b.AddBytes(tbs)
+		})
+		b.AddBytes(inner)
+	})
+	copied, err := b.Bytes()
+	if err != nil {
+		return nil
+	}
+	cert, err := x509.ParseCertificate(copied)
+	if err != nil || !issuedByException(cert) {
+		return nil
+	}
+	cert.Raw, cert.RawTBSCertificate = der, signed
+	return cert
+}
+
+// oaepKey returns the RSA key of a SubjectPublicKeyInfo of type id-RSAES-OAEP (RFC
+// 4055, section 4.1), as Infineon writes it and crypto/x509 leaves it alone. Its
+// parameters say how to encrypt outside of a TPM; TPM2_MakeCredential does not use
+// them. It is nil for everything else.
+func oaepKey(spki []byte) crypto.PublicKey {
+	outer := cryptobyte.String(spki)
+	var inner, algorithm cryptobyte.String
+	var oid asn1.ObjectIdentifier
+	var key []byte
+	if !outer.ReadASN1(&inner, cbasn1.SEQUENCE) || !inner.ReadASN1(&algorithm, cbasn1.SEQUENCE) ||
+		!algorithm.ReadASN1ObjectIdentifier(&oid) || !oid.Equal(oidRSAESOAEP) || !inner.ReadASN1BitStringAsBytes(&key) || !inner.Empty() {
+		return nil
+	}
+	public, err := x509.ParsePKCS1PublicKey(key)
+	if err != nil {
+		return nil
+	}
+	return public
 }
 
 // checkNameOrder refuses a name whose sets are not in DER's order, unless its
@@ -154,7 +217,12 @@ func readEK(cert *x509.Certificate) (*EK, error) {
 	if err := checkKeyUsage(cert); err != nil {
 		return nil, err
 	}
-	ek := &EK{Public: cert.PublicKey, ID: sha256.Sum256(cert.RawSubjectPublicKeyInfo)}
+	// The certificate's own encoding may be another, and one key is one node.
+	spki, err := x509.MarshalPKIXPublicKey(cert.PublicKey)
+	if err != nil {
+		return nil, err
+	}
+	ek := &EK{Public: cert.PublicKey, ID: sha256.Sum256(spki)}
 	if err := ek.readSubject(cert); err != nil {
 		return nil, err
 	}
@@ -179,7 +247,7 @@ func checkKeyUsage(cert *x509.Certificate) error {
 			return fmt.Errorf("curve %s is neither P-256 nor P-384", key.Curve.Params().Name)
 		}
 	default:
-		return fmt.Errorf("key type %T is neither RSA nor ECC", key)
+		return errors.New("its key is neither RSA nor on P-256 or P-384")
 	}
 	if cert.KeyUsage&need == 0 {
 		return fmt.Errorf("key usage lacks %s, so it is not the certificate of an endorsement key", word)

@@ -1,11 +1,13 @@
 package attest
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -142,6 +144,49 @@ func TestEKCertEncodings(t *testing.T) {
 	}
 }
 
+// Makers sign with RSA, PSS and ECDSA on P-256 and P-384, with intermediates between.
+func TestEKCertChains(t *testing.T) {
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 3072)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := func(name string, parent *x509.Certificate, key, by crypto.Signer, algorithm x509.SignatureAlgorithm) *x509.Certificate {
+		c := &x509.Certificate{
+			SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: name}, NotBefore: now.AddDate(-1, 0, 0), NotAfter: now.AddDate(1, 0, 0),
+			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, SignatureAlgorithm: algorithm,
+		}
+		if parent == nil {
+			parent = c
+		}
+		der, err := x509.CreateCertificate(rand.Reader, c, parent, key.Public(), by)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c, err = x509.ParseCertificate(der); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	root := ca("root", nil, p384, p384, x509.ECDSAWithSHA384)
+	middle := ca("middle", root, rsaKey, p384, x509.ECDSAWithSHA384)
+	last := &maker{key: newKey(t)}
+	last.cert = ca("last", middle, last.key, rsaKey, x509.SHA384WithRSAPSS)
+	der := last.issue(t, p384.Public(), nil)
+	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
+	roots.AddCert(root)
+	intermediates.AddCert(last.cert)
+	_, err = VerifyEKCert(der, roots, intermediates, now)
+	wantError(t, err, "unknown authority")
+	intermediates.AddCert(middle)
+	if _, err := VerifyEKCert(der, roots, intermediates, now); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAttackEKCertificate(t *testing.T) {
 	m, other := newMaker(t, pkix.Name{CommonName: "maker"}), newMaker(t, pkix.Name{CommonName: "other"})
 	key := newKey(t)
@@ -247,6 +292,91 @@ func TestEKCertNotCanonical(t *testing.T) {
 			wantError(t, err, "not canonical DER")
 		}
 	}
+}
+
+// rewrite signs a certificate anew after a change of its bytes, as crypto/x509 would
+// not write it.
+func (m *maker) rewrite(t *testing.T, der, old, changed []byte) []byte {
+	t.Helper()
+	outer := cryptobyte.String(der)
+	var inner, tbs cryptobyte.String
+	if !outer.ReadASN1(&inner, cbasn1.SEQUENCE) || !inner.ReadASN1(&tbs, cbasn1.SEQUENCE) || bytes.Count(tbs, old) != 1 {
+		t.Fatalf("%x is not once in the certificate", old)
+	}
+	var signed, b cryptobyte.Builder
+	signed.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) { b.AddBytes(bytes.Replace(tbs, old, changed, 1)) })
+	digest := sha256.Sum256(signed.BytesOrPanic())
+	sig, err := m.key.Sign(rand.Reader, digest[:], crypto.SHA256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var algorithm cryptobyte.String
+	if !inner.ReadASN1Element(&algorithm, cbasn1.SEQUENCE) {
+		t.Fatal("no signature algorithm")
+	}
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddBytes(signed.BytesOrPanic())
+		b.AddBytes(algorithm)
+		b.AddASN1BitString(sig)
+	})
+	return b.BytesOrPanic()
+}
+
+// Nuvoton wrote zeros in front of serial numbers. The certificate is judged by the
+// bytes that were signed; nobody else may do so.
+func TestEKCertPaddedSerial(t *testing.T) {
+	for organisation, reason := range map[string]string{"Nuvoton Technology Corporation": "", "Some Maker": "serial number"} {
+		m := newMaker(t, pkix.Name{Organization: []string{organisation}})
+		der := m.issue(t, newKey(t).Public(), func(c *x509.Certificate) { c.SerialNumber = big.NewInt(0x3f932f9d993c16) })
+		serial := []byte{2, 7, 0x3f, 0x93, 0x2f, 0x9d, 0x99, 0x3c, 0x16}
+		padded := m.rewrite(t, der, serial, append([]byte{2, 9, 0, 0}, serial[2:]...))
+		ek, err := VerifyEKCert(padded, m.pool(), nil, now)
+		if reason != "" {
+			wantError(t, err, reason)
+			continue
+		}
+		if err != nil || ek.Model != "M1" {
+			t.Fatalf("%v", err)
+		}
+		// The signature is over the zeros too.
+		_, err = VerifyEKCert(bytes.Replace(padded, []byte{2, 9, 0, 0}, []byte{2, 9, 0, 1}, 1), m.pool(), nil, now)
+		wantError(t, err, "unknown authority")
+		forged := bytes.Replace(padded, append([]byte{2, 9, 0, 0}, serial[2:]...), append([]byte{2, 9, 0, 0, 0x3e}, serial[3:]...), 1)
+		_, err = VerifyEKCert(forged, m.pool(), nil, now)
+		wantError(t, err, "unknown authority")
+	}
+}
+
+// A key of type id-RSAES-OAEP is an RSA key, and the node's id does not depend on it.
+func TestEKCertOAEPKey(t *testing.T) {
+	m := newMaker(t, pkix.Name{CommonName: "maker"})
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := m.issue(t, key.Public(), nil)
+	algorithm := func(oid asn1.ObjectIdentifier, parameters []byte) []byte {
+		var b cryptobyte.Builder
+		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+			b.AddASN1ObjectIdentifier(oid)
+			b.AddBytes(parameters)
+		})
+		return b.BytesOrPanic()
+	}
+	rsaEncryption := algorithm(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}, []byte{5, 0})
+	// The same length, so that nothing around it changes.
+	der := m.rewrite(t, plain, rsaEncryption, algorithm(oidRSAESOAEP, []byte{5, 0}))
+	ek, err := VerifyEKCert(der, m.pool(), nil, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := VerifyEKCert(plain, m.pool(), nil, now)
+	if err != nil || !key.PublicKey.Equal(ek.Public) || ek.ID != first.ID {
+		t.Errorf("%v: node %x, and %x of the same key", err, ek.ID, first.ID)
+	}
+	// Another algorithm stays unknown.
+	_, err = VerifyEKCert(m.rewrite(t, plain, rsaEncryption, algorithm(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 9}, []byte{5, 0})), m.pool(), nil, now)
+	wantError(t, err, "neither RSA nor")
 }
 
 func TestDecodeEKCert(t *testing.T) {

@@ -85,6 +85,26 @@ func FuzzParseSelection(f *testing.F) {
 	})
 }
 
+func FuzzDecodePCRs(f *testing.F) {
+	banks := []Bank{{algSHA256, []int{0, 4}}, {algSHA384, []int{0}}}
+	f.Add(serialize(banks, make([]byte, 32), make([]byte, 32), make([]byte, 48)))
+	f.Add([]byte("sha256:\n 0 : 0x00\n"))
+	f.Add(make([]byte, 32+32+48))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		values, err := decodePCRs(b, banks)
+		if err != nil {
+			return
+		}
+		for _, bank := range banks {
+			for _, pcr := range bank.PCRs {
+				if len(values[bank.Algorithm][pcr]) != bank.size() {
+					t.Fatalf("PCR %d of %d bytes", pcr, len(values[bank.Algorithm][pcr]))
+				}
+			}
+		}
+	})
+}
+
 func FuzzReadEKCert(f *testing.F) {
 	seeds(f, ".ekcert.der")
 	f.Fuzz(func(t *testing.T, b []byte) {

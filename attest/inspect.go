@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/keyturn/keyturn/attest/eventlog"
 )
@@ -20,9 +21,9 @@ import (
 type QuoteFiles struct {
 	Quote     []byte // TPMS_ATTEST (tpm2_quote -m)
 	Signature []byte // TPMT_SIGNATURE (tpm2_quote -s)
-	AK        []byte // PEM (PKIX) or TPMT_PUBLIC, with or without its 16-bit size in front
+	AK        []byte // PKIX as PEM or DER, or TPMT_PUBLIC, with or without its 16-bit size in front
 	Nonce     []byte // extra data expected, nil to accept any that is not empty
-	PCRs      []byte // JSON {"0":"hex"} or {"sha256":{"0":"hex"}}, or values in order of selection, raw or as tpm2_quote -o writes them; nil for none
+	PCRs      []byte // what eventlog.DecodePCRs takes, a file of tpm2_quote -o or tpm2_pcrread -o, or raw values in order of selection; nil for none
 	Log       []byte // firmware event log, nil for none; it is judged against PCRs, which must come with it
 }
 
@@ -39,7 +40,7 @@ type QuoteReport struct {
 	ExtraData    string           `json:"extraData"`
 	Key          string           `json:"key"` // such as "ECDSA P-256"
 
-	AttributesChecked bool `json:"attributesChecked"` // false for a PEM key: nothing says that it is restricted
+	AttributesChecked bool `json:"attributesChecked"` // false for a PKIX key: nothing says that it is restricted
 	NonceChecked      bool `json:"nonceChecked"`
 	PCRsChecked       bool `json:"pcrsChecked"`
 	LogChecked        bool `json:"logChecked"`
@@ -106,18 +107,26 @@ func verifyLoose(key crypto.PublicKey, ak *Public, f QuoteFiles) (*Signature, *s
 		return nil, nil, errors.New("the nonce is empty: anyone could replay this quote")
 	}
 	if f.Nonce != nil && !bytes.Equal(s.extraData, f.Nonce) {
+		if fmt.Sprintf("%x", s.extraData) == strings.ToLower(string(bytes.TrimSpace(f.Nonce))) {
+			return nil, nil, fmt.Errorf("the nonce is %x, and what is expected is this in hex: give the bytes", s.extraData)
+		}
 		return nil, nil, fmt.Errorf("the nonce is %x, not the %x expected", s.extraData, f.Nonce)
 	}
 	return signature, s, nil
 }
 
-// DecodeAK reads an attestation key from PEM (PKIX public key) or TPMT_PUBLIC,
-// the latter also with a TPM2B's size in front. The Public is nil for PEM, which
+// DecodeAK reads an attestation key from a PKIX public key, PEM or DER, or from a
+// TPMT_PUBLIC, also with a TPM2B's size in front. The Public is nil for PKIX, which
 // says nothing of attributes; for a TPMT_PUBLIC they are those of an attestation
 // key or it is refused.
 func DecodeAK(b []byte) (crypto.PublicKey, *Public, error) {
+	der := b
 	if block, _ := pem.Decode(b); block != nil {
-		key, err := x509.ParsePKIXPublicKey(block.Bytes)
+		der = block.Bytes
+	}
+	const sequence = 0x30 // a TPMT_PUBLIC begins with 0, and so does a size
+	if len(der) > 0 && der[0] == sequence {
+		key, err := x509.ParsePKIXPublicKey(der)
 		if err != nil {
 			return nil, nil, fmt.Errorf("attest: attestation key: %w", err)
 		}
@@ -280,15 +289,29 @@ func withoutIMA(pcrs map[int][]byte) map[int][]byte {
 
 // decodePCRs reads the values of the selected PCRs.
 func decodePCRs(b []byte, banks []Bank) (map[uint16]map[int][]byte, error) {
-	if trimmed := bytes.TrimSpace(b); len(trimmed) > 0 && trimmed[0] == '{' {
-		return decodePCRsJSON(trimmed, banks)
-	}
-	if len(b) != rawSize(banks) && serialized(b) {
-		var err error
-		if b, err = unserialize(b); err != nil {
+	switch {
+	case isText(b):
+		return selectPCRs(banks, func(bank Bank) (map[int][]byte, error) {
+			return eventlog.DecodePCRs(b, bankName(bank.Algorithm))
+		})
+	case len(b) != rawSize(banks) && serialized(b):
+		all, err := unserialize(b)
+		if err != nil {
 			return nil, err
 		}
+		return selectPCRs(banks, func(bank Bank) (map[int][]byte, error) { return all[bank.Algorithm], nil })
 	}
+	return rawPCRs(b, banks)
+}
+
+// isText reports whether b is printable ASCII, which raw values never are in practice:
+// those of PCRs that nobody extended are not.
+func isText(b []byte) bool {
+	return !bytes.ContainsFunc(b, func(r rune) bool { return (r < ' ' || r > '~') && r != '\n' && r != '\r' && r != '\t' })
+}
+
+// rawPCRs reads values one behind the other, in the order of the selection.
+func rawPCRs(b []byte, banks []Bank) (map[uint16]map[int][]byte, error) {
 	values := make(map[uint16]map[int][]byte)
 	for _, bank := range banks {
 		values[bank.Algorithm] = make(map[int][]byte)
@@ -315,23 +338,23 @@ func rawSize(banks []Bank) int {
 	return n
 }
 
-// decodePCRsJSON reads what [eventlog.DecodePCRs] takes. Values of PCRs that were
-// not selected are passed over.
-func decodePCRsJSON(b []byte, banks []Bank) (map[uint16]map[int][]byte, error) {
+// selectPCRs takes the values of the selected PCRs from those given. Others are
+// passed over.
+func selectPCRs(banks []Bank, given func(Bank) (map[int][]byte, error)) (map[uint16]map[int][]byte, error) {
 	values := make(map[uint16]map[int][]byte)
 	for _, bank := range banks {
 		values[bank.Algorithm] = make(map[int][]byte)
 		if len(bank.PCRs) == 0 {
 			continue
 		}
-		given, err := eventlog.DecodePCRs(b, bankName(bank.Algorithm))
+		all, err := given(bank)
 		if err != nil {
 			return nil, err
 		}
 		for _, pcr := range bank.PCRs {
-			v := given[pcr]
+			v := all[pcr]
 			if len(v) != bank.size() {
-				return nil, fmt.Errorf("value of PCR %s:%d is missing or not %d bytes in hex", bankName(bank.Algorithm), pcr, bank.size())
+				return nil, fmt.Errorf("value of PCR %s:%d has %d bytes, wanted %d", bankName(bank.Algorithm), pcr, len(v), bank.size())
 			}
 			values[bank.Algorithm][pcr] = v
 		}

@@ -162,10 +162,6 @@ func (p *Public) readECC(c *cursor) {
 	if kdf := c.u16(); kdf != algNull {
 		c.u16()
 	}
-	x, y := c.sized("x coordinate", maxCoordinate), c.sized("y coordinate", maxCoordinate)
-	if c.err != nil {
-		return
-	}
 	var curve elliptic.Curve
 	switch curveID {
 	case curveP256:
@@ -174,6 +170,10 @@ func (p *Public) readECC(c *cursor) {
 		curve = elliptic.P384()
 	default:
 		c.fail("curve 0x%04x is neither P-256 nor P-384", curveID)
+		return
+	}
+	x, y := c.sized("x coordinate", maxCoordinate), c.sized("y coordinate", maxCoordinate)
+	if c.err != nil {
 		return
 	}
 	key, err := pointOn(curve, x, y)

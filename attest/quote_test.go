@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -279,10 +280,13 @@ func TestInspectQuoteRefusals(t *testing.T) {
 	wantError(t, inspect(forgedQuote(nonce, selection(Bank{algSHA1, []int{0}}), list...), nil, nil), "SHA-1 is refused")
 	wantError(t, inspect(forgedQuote(nonce, selection(Bank{algSHA256, []int{0}}, Bank{algSHA1, []int{0}}), list...), nil, nil), "SHA-1 is refused")
 	wantError(t, inspect(forgedQuote(nonce, selection(Bank{algSHA256, nil})), nil, nil), "empty")
-	wantError(t, inspect(forgedQuote(nonce, one, list...), []byte(`{"0":"00"}`), nil), "missing or not 32 bytes")
+	wantError(t, inspect(forgedQuote(nonce, one, list...), []byte(`{"0":"00"}`), nil), "PCR sha256:0 has 1 bytes, wanted 32")
 	wantError(t, inspect(forgedQuote(nonce, one, list...), []byte(`{`), nil), "expected PCRs are not")
 	wantError(t, inspect(forgedQuote(nonce, one, list...), append(list[0], 1), nil), "1 bytes follow")
 	wantError(t, inspect(forgedQuote(nonce, one, list...), nil, []byte("log")), "give them as well")
+	quote := forgedQuote(nonce, one, list...)
+	_, err := InspectQuote(QuoteFiles{Quote: quote, Signature: f.sign(t, quote), AK: f.public, Nonce: fmt.Appendf(nil, "%X\n", nonce)})
+	wantError(t, err, "give the bytes")
 }
 
 func TestDecodeAK(t *testing.T) {
@@ -293,14 +297,14 @@ func TestDecodeAK(t *testing.T) {
 	}
 	sized := appendSized(nil, f.public)
 	for name, b := range map[string][]byte{
-		"pem": pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), "public": f.public, "sized": sized,
+		"pem": pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), "der": der, "public": f.public, "sized": sized,
 	} {
 		key, ak, err := DecodeAK(b)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if !f.key.Public().(*ecdsa.PublicKey).Equal(key) || (ak == nil) != (name == "pem") {
+		if !f.key.Public().(*ecdsa.PublicKey).Equal(key) || (ak == nil) != (name == "pem" || name == "der") {
 			t.Errorf("%s: %v %v", name, key, ak)
 		}
 	}

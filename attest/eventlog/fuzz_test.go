@@ -118,6 +118,7 @@ func FuzzVariable(f *testing.F) {
 func FuzzDecodePCRs(f *testing.F) {
 	f.Add([]byte(`{"0":"00ff"}`))
 	f.Add([]byte(`{"sha256":{"23":"0x00"}}`))
+	f.Add([]byte("  sha256:\n    0 : 0x00FF\n    23: 0x00\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		pcrs, err := DecodePCRs(data, "sha256")
 		if err == nil && len(pcrs) == 0 {

@@ -155,6 +155,7 @@ func TestDecodePCRs(t *testing.T) {
 		`{"0":"00ff","16":"0x0102"}`, `{"sha1":{"0":"aa"},"sha256":{"0":"00FF","16":"0102"}}`,
 		`{"bank":"sha256","pcrs":{"0":"00ff","16":"0102"},"events":3,"secureBoot":null}`, `{"pcrs":{"0":"00ff","16":"0102"}}`,
 		`{"other":{"0":"aa"},"rack-a":{"0":"00ff","16":"0102"}}`,
+		"  sha1:\n    0 : 0xAA\n  sha256:\n    0 : 0x00FF\n    16: 0x0102\n", "sha256:\r\n0: 00ff\r\n16: 0102\r\n\r\nsha384:\r\n1: 00\r\n",
 	}
 	for _, text := range good {
 		pcrs, err := DecodePCRs([]byte(text), "sha256", "rack-a")
@@ -166,6 +167,8 @@ func TestDecodePCRs(t *testing.T) {
 		``, `null`, `{}`, `[]`, `{"0":1}`, `{"0":"0"}`, `{"0":"xx"}`, `{"24":"00"}`, `{"-1":"00"}`, `{"01":"00"}`, `{"+1":"00"}`,
 		`{"0":"00","0":"01"}`, `{"sha1":{"0":"00"}}`, `{"sha256":{}}`, `{"0":"00"}x`,
 		`{"bank":"sha1","pcrs":{"0":"00"}}`, `{"bank":1,"pcrs":{"0":"00"}}`, `{"pcrs":{}}`, `{"pcrs":{"0":"00","0":"01"}}`, `{"rack-a":{"0":"00"}}`,
+		"sha256:\n", "sha1:\n 0 : 0x00\n", "0 : 0x00\n", "sha256:\n 0 : 0x00\n 0 : 0x00\n", "sha256:\n 24: 0x00\n", "sha256:\n 0 : 0xzz\n",
+		"sha256:\n 0 : 0x00\nsha256:\n 0 : 0x01\n", "sha256:\n 0 0x00\n",
 	}
 	for _, text := range bad {
 		if pcrs, err := DecodePCRs([]byte(text), "sha256"); err == nil {

@@ -55,7 +55,8 @@ type Authority struct {
 // SecureBoot variable. There must be one SecureBoot variable of one byte, 0 or 1,
 // and one separator, told by its digest. After it, only authorities may follow; their
 // data need not hash to the digest, since they cannot change the state any more.
-// Whatever else is there ends the claim.
+// Whatever else is there ends the claim. What firmware measures of devices that prove
+// themselves by SPDM are variables and authorities like the others (PFP 3.3.4.8).
 func (l *Log) SecureBoot(bankName string) SecureBoot {
 	b, err := l.bank(bankName)
 	if err != nil {
@@ -90,7 +91,7 @@ func (w *pcr7) step(i int, e *Event) error {
 	if separator := w.isSeparator(e, w.bank); separator || e.Type == Separator {
 		return w.separator(e, separator)
 	}
-	if e.Type == EFIVariableAuthority {
+	if e.Type == EFIVariableAuthority || e.Type == SPDMDeviceAuthority {
 		return w.authority(i, e)
 	}
 	if w.separated {
@@ -100,7 +101,7 @@ func (w *pcr7) step(i int, e *Event) error {
 		return fmt.Errorf("its data does not hash to its digest, so it could be anything")
 	}
 	switch e.Type {
-	case EFIDriverConfig:
+	case EFIDriverConfig, SPDMDevicePolicy:
 		return w.variable(e)
 	case EFIAction:
 		return w.action(e)

@@ -14,6 +14,8 @@ const (
 	EFIAction            Type = 0x80000007
 	EFIHCRTM             Type = 0x80000010
 	EFIVariableAuthority Type = 0x800000e0
+	SPDMDevicePolicy     Type = 0x800000e3
+	SPDMDeviceAuthority  Type = 0x800000e4
 )
 
 var typeNames = map[Type]string{
@@ -54,8 +56,8 @@ var typeNames = map[Type]string{
 	EFIVariableAuthority: "EV_EFI_VARIABLE_AUTHORITY",
 	0x800000e1:           "EV_EFI_SPDM_FIRMWARE_BLOB",
 	0x800000e2:           "EV_EFI_SPDM_FIRMWARE_CONFIG",
-	0x800000e3:           "EV_EFI_SPDM_DEVICE_POLICY",
-	0x800000e4:           "EV_EFI_SPDM_DEVICE_AUTHORITY",
+	SPDMDevicePolicy:     "EV_EFI_SPDM_DEVICE_POLICY",
+	SPDMDeviceAuthority:  "EV_EFI_SPDM_DEVICE_AUTHORITY",
 }
 
 // String returns the specification's name, or 0x and the number.

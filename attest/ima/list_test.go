@@ -34,6 +34,7 @@ func everyTemplate() []made {
 		{pcr: PCR, template: "evm-sig", fields: [][]byte{sha, name, {5, 2}, []byte("security.ima\x00"), {1, 0, 0, 0}, {4}, owner, owner, mode}},
 		{pcr: PCR, template: "d-ng|n-ng|iuid", fields: [][]byte{sha, name, owner}},
 		{pcr: PCR, template: "ima-ng", fields: [][]byte{digestNG("sha512", make([]byte, 64)), name}, violation: true},
+		{pcr: PCR, template: "ima-ng", fields: [][]byte{digestNG("sha256", make([]byte, 20)), name}, violation: true},
 		{pcr: 11, template: "ima-ng", fields: [][]byte{digestNG("sm3", sum32[:]), name}},
 	}
 }
@@ -116,6 +117,9 @@ func TestRefuse(t *testing.T) {
 	}{
 		{"PCR 24", change(func(m *made) { m.pcr = 24 }), "PCR 24"},
 		{"PCR 2^32-1", change(func(m *made) { m.pcr = 1<<32 - 1 }), "PCR 4294967295"},
+		{"big-endian", change(func(m *made) { m.pcr = 10 << 24 }), "big-endian; the kernel parameter ima_canonical_fmt"},
+		{"zeros for a digest", field(0, "sha256:\x00"+string(make([]byte, 20))), "20 bytes"},
+		{"violation with a short digest", change(func(m *made) { m.violation, m.fields[0] = true, []byte("sha256:\x00\x01") }), "1 bytes"},
 		{"template digest", edit(func(b []byte) { b[4] ^= 1 }), "not that of the template data"},
 		{"template unknown", change(func(m *made) { m.template = "ima-xx" }), "not one that is known"},
 		{"template of 2^32-1 bytes", edit(func(b []byte) { binary.LittleEndian.PutUint32(b[24:], 1<<32-1) }), "more than"},
@@ -254,7 +258,7 @@ func TestSummaryJSON(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s, err = l.Summary("sha1"); err != nil || s.Violations != 1 || len(s.PCRs) != 2 || s.BootAggregate != "" {
+	if s, err = l.Summary("sha1"); err != nil || s.Violations != 2 || len(s.PCRs) != 2 || s.BootAggregate != "" {
 		t.Errorf("got %+v, %v", s, err)
 	}
 	if _, err := l.Summary("md5"); err == nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/x509"
@@ -14,6 +15,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/keyturn/keyturn/attest"
 	"github.com/keyturn/keyturn/attest/eventlog"
@@ -51,6 +54,9 @@ func eventlogCmd(a *app) *cobra.Command {
 	var bank, expect string
 	cmd := &cobra.Command{Use: "eventlog FILE", Short: "replay a firmware event log (binary_bios_measurements)", Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
+			if err := checkHash("bank", bank); err != nil {
+				return err
+			}
 			s, err := summarise(args[0], bank, expect)
 			if err != nil {
 				return err
@@ -58,8 +64,16 @@ func eventlogCmd(a *app) *cobra.Command {
 			return a.Answer(s, func(w writer) { eventlogText(w, s, expect != "") })
 		}}
 	cmd.Flags().StringVar(&bank, "bank", "sha256", "hash bank: sha1, sha256, sha384 or sha512")
-	cmd.Flags().StringVar(&expect, "expect", "", `file with the PCRs to lead to: {"0":"hex",...}, or what --json printed`)
+	cmd.Flags().StringVar(&expect, "expect", "", `file with the PCRs to lead to: {"0":"hex",...}, or what --json or tpm2_pcrread printed`)
 	return cmd
+}
+
+// checkHash refuses a word that names no hash of ours.
+func checkHash(flag, name string) error {
+	if slices.Contains([]string{"sha1", "sha256", "sha384", "sha512"}, name) {
+		return nil
+	}
+	return usage(fmt.Errorf("--%s %q: want sha1, sha256, sha384 or sha512", flag, name))
 }
 
 func summarise(file, bank, expect string) (*eventlog.Summary, error) {
@@ -107,6 +121,9 @@ func imaCmd(a *app) *cobra.Command {
 	var hash string
 	cmd := &cobra.Command{Use: "ima FILE", Short: "replay a kernel measurement list, binary or ASCII", Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
+			if err := checkHash("template-hash", hash); err != nil {
+				return err
+			}
 			data, err := readEvidence(args[0])
 			if err != nil {
 				return err
@@ -127,7 +144,7 @@ func imaCmd(a *app) *cobra.Command {
 				fmt.Fprintf(w, "boot         %s\n", orElse(s.BootAggregate, "the list does not begin with a boot aggregate"))
 			})
 		}}
-	cmd.Flags().StringVar(&hash, "template-hash", "sha256", "hash to replay with: sha256, or sha1 to look at a list")
+	cmd.Flags().StringVar(&hash, "template-hash", "sha256", "hash to replay with: sha256, sha384 or sha512; or sha1 to look at a list")
 	return cmd
 }
 
@@ -158,9 +175,9 @@ func quoteCmd(a *app) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&quote, "quote", "", "TPMS_ATTEST")
 	f.StringVar(&sig, "sig", "", "TPMT_SIGNATURE")
-	f.StringVar(&ak, "ak", "", "attestation key: PEM or TPMT_PUBLIC")
+	f.StringVar(&ak, "ak", "", "attestation key: PEM, DER or TPMT_PUBLIC")
 	f.StringVar(&nonce, "nonce", "", "file with the nonce that the quote must carry")
-	f.StringVar(&pcrs, "pcrs", "", "PCR values: JSON, or raw in the order of the selection")
+	f.StringVar(&pcrs, "pcrs", "", "PCR values: a file of tpm2_quote -o or tpm2_pcrread, JSON, or raw in the order of the selection")
 	f.StringVar(&log, "log", "", "firmware event log that must explain the PCRs")
 	return require(cmd, "quote", "sig", "ak")
 }
@@ -175,7 +192,7 @@ func quoteText(w writer, r *attest.QuoteReport) {
 	for _, c := range []struct {
 		done bool
 		not  string
-	}{{r.AttributesChecked, "that the key is a restricted TPM key: a PEM key does not say"}, {r.NonceChecked, "the nonce: give --nonce"},
+	}{{r.AttributesChecked, "that the key is a restricted TPM key: PEM and DER do not say"}, {r.NonceChecked, "the nonce: give --nonce"},
 		{r.PCRsChecked, "the PCR values: give --pcrs"}, {r.LogChecked, "what led to the PCRs: give --log"}} {
 		if !c.done {
 			fmt.Fprintf(w, "NOT CHECKED  %s\n", c.not)
@@ -228,9 +245,10 @@ func (a *app) judgeEK(file, roots string, now time.Time) (*attest.EK, error) {
 	return attest.VerifyEKCert(der, pool, intermediates, now)
 }
 
-// readRoots reads every certificate in a directory. A self-signed one is a
-// root; another only helps to reach one. What Go cannot read as a certificate
-// is told and passed over: one root less never lets anybody in.
+// readRoots reads every certificate in a directory. A root is what signed itself
+// or what a maker of TPMs published as its root; another only helps to reach one.
+// What Go cannot read as a certificate is told and passed over: one root less
+// never lets anybody in.
 func (a *app) readRoots(dir string) (roots, intermediates *x509.CertPool, err error) {
 	roots, intermediates = x509.NewCertPool(), x509.NewCertPool()
 	files, err := os.ReadDir(dir)
@@ -252,7 +270,7 @@ func (a *app) readRoots(dir string) (roots, intermediates *x509.CertPool, err er
 				a.Note("passed over %q: %v", f.Name(), err)
 				continue
 			}
-			if string(c.RawIssuer) == string(c.RawSubject) {
+			if bytes.Equal(c.RawIssuer, c.RawSubject) || attest.VendorOf(der) != "" {
 				roots.AddCert(c)
 				n++
 			} else {
@@ -266,7 +284,8 @@ func (a *app) readRoots(dir string) (roots, intermediates *x509.CertPool, err er
 	return roots, intermediates, nil
 }
 
-// certificates splits PEM; what is not PEM is taken as one DER certificate.
+// certificates splits PEM. What is not PEM is taken as DER, one certificate behind
+// the other, as a TPM keeps its chain; what no certificate can be made of comes last.
 func certificates(b []byte) [][]byte {
 	var out [][]byte
 	for rest := b; ; {
@@ -278,8 +297,15 @@ func certificates(b []byte) [][]byte {
 			out = append(out, block.Bytes)
 		}
 	}
-	if len(out) == 0 {
-		out = append(out, b)
+	if len(out) > 0 {
+		return out
+	}
+	for rest := cryptobyte.String(b); !rest.Empty(); {
+		var der cryptobyte.String
+		if !rest.ReadASN1Element(&der, cbasn1.SEQUENCE) {
+			der, rest = rest, nil
+		}
+		out = append(out, der)
 	}
 	return out
 }

@@ -2,9 +2,14 @@ package main
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
@@ -19,6 +24,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/hsm/tpm/swtpm"
@@ -99,7 +105,6 @@ func TestAttestMissingBank(t *testing.T) {
 			t.Errorf("%s: exit %d: %s", name, code, errs)
 		}
 	}
-	oneLineRefusal(t, `no "md5" bank`, "attest", "eventlog", filepath.Join(dir, "uefi", "event.bin"), "--bank", "md5")
 	oneLineRefusal(t, "no such file", "attest", "eventlog", filepath.Join(dir, "nothing"))
 }
 
@@ -123,6 +128,83 @@ func TestAttestExpectForms(t *testing.T) {
 	}
 	oneLineRefusal(t, "is not explained", "attest", "eventlog", shim, "--expect", earlier)
 	oneLineRefusal(t, "no bank", "attest", "eventlog", filepath.Join(dir, "..", "uefi", "rhel8-uefi.bin"), "--expect", filepath.Join(dir, "expected-sha256.json"))
+}
+
+// A directory of roots may hold PEM and DER, several certificates in one file as a
+// TPM keeps its chain, and files that are none.
+func TestAttestEKRoots(t *testing.T) {
+	key := func() *ecdsa.PrivateKey {
+		k, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	issue := func(c, parent *x509.Certificate, public any, by *ecdsa.PrivateKey) []byte {
+		c.SerialNumber, c.NotBefore, c.NotAfter, c.BasicConstraintsValid = big.NewInt(1), time.Now().Add(-time.Hour), time.Now().AddDate(1, 0, 0), true
+		der, err := x509.CreateCertificate(rand.Reader, c, parent, public, by)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return der
+	}
+	rootKey, midKey, lastKey := key(), key(), key()
+	root := &x509.Certificate{Subject: pkix.Name{CommonName: "root"}, IsCA: true, KeyUsage: x509.KeyUsageCertSign}
+	middle := &x509.Certificate{Subject: pkix.Name{CommonName: "middle"}, IsCA: true, KeyUsage: x509.KeyUsageCertSign}
+	last := &x509.Certificate{Subject: pkix.Name{CommonName: "last"}, IsCA: true, KeyUsage: x509.KeyUsageCertSign}
+	rootDER, middleDER, lastDER := issue(root, root, rootKey.Public(), rootKey), issue(middle, root, midKey.Public(), rootKey), issue(last, middle, lastKey.Public(), midKey)
+	name := pkix.RDNSequence{{{Type: []int{2, 23, 133, 2, 1}, Value: "id:4B455954"}}, {{Type: []int{2, 23, 133, 2, 2}, Value: "M1"}}, {{Type: []int{2, 23, 133, 2, 3}, Value: "id:1"}}}
+	rdn, err := asn1.Marshal(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	san, err := asn1.Marshal([]asn1.RawValue{{Class: asn1.ClassContextSpecific, Tag: 4, IsCompound: true, Bytes: rdn}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ek := issue(&x509.Certificate{
+		KeyUsage: x509.KeyUsageKeyAgreement, UnknownExtKeyUsage: []asn1.ObjectIdentifier{{2, 23, 133, 8, 1}},
+		ExtraExtensions: []pkix.Extension{{Id: []int{2, 5, 29, 17}, Critical: true, Value: san}},
+	}, last, key().Public(), lastKey)
+	dir := t.TempDir()
+	put := func(name string, b []byte) string {
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	file := filepath.Join(t.TempDir(), "ek.bin")
+	if err := os.WriteFile(file, append(ek, bytes.Repeat([]byte{0xff}, 200)...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	put("chain.bin", append(middleDER, lastDER...))
+	oneLineRefusal(t, "no root certificate", "attest", "ekcert", file, "--roots", dir)
+	put("root.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: rootDER}))
+	accepted(t, []string{"attest", "ekcert", file, "--roots", dir, "--json"}, `"chainChecked":true`, `"key":"ECC P-384"`)
+	put("README", []byte("certificates of makers"))
+	code, _, errs := runHere("attest", "ekcert", file, "--roots", dir)
+	if code != 0 || !strings.Contains(errs, `passed over "README"`) {
+		t.Errorf("exit %d: %s", code, errs)
+	}
+	if err := os.Remove(filepath.Join(dir, "chain.bin")); err != nil {
+		t.Fatal(err)
+	}
+	put("chain.bin", lastDER)
+	code, out, errs := runHere("attest", "ekcert", file, "--roots", dir)
+	if code != ui.ExitRefused || out != "" || !strings.Contains(errs, "unknown authority") {
+		t.Errorf("a broken chain: exit %d: %s", code, errs)
+	}
+}
+
+// A word that names no hash is wrong usage.
+func TestAttestUnknownHash(t *testing.T) {
+	for _, args := range [][]string{{"eventlog", "x", "--bank", "md5"}, {"ima", "x", "--template-hash", "crc32"}, {"eventlog", "x", "--bank", ""}} {
+		code, out, errs := runHere(append([]string{"attest"}, args...)...)
+		if code != ui.ExitUsage || out != "" || !strings.Contains(errs, "sha1, sha256, sha384 or sha512") {
+			t.Errorf("%q: exit %d: %s", args, code, errs)
+		}
+	}
 }
 
 // quoteFiles writes a quote's parts where the command can read them.
