@@ -46,25 +46,36 @@ func run() int {
 		return []byte(pin), err
 	})
 	defer ring.Close()
-	p.HandleIdentity(func(data []byte) (age.Identity, error) { return newIdentity(data, ring) })
+	p.HandleIdentity(func(data []byte) (age.Identity, error) {
+		at, err := release.ParseIdentity(data)
+		return &identity{at: at, ring: ring}, err
+	})
+	p.HandleRecipient(func([]byte) (age.Recipient, error) { return nil, errOnlyOpens })
+	p.HandleIdentityAsRecipient(func([]byte) (age.Recipient, error) { return nil, errOnlyOpens })
 	return p.Main()
 }
 
+// errOnlyOpens answers who wants to encrypt to a keyturn key or identity.
+var errOnlyOpens = errors.New("age-plugin-keyturn only opens exports; weights are sealed with keyturn weights seal")
+
 // An identity opens the files of one release.
 type identity struct {
-	*release.Release
-	key  string // URI of the recipient's key
+	at   release.Identity
 	ring *keys.Ring
-	box  *lockbox.Unlocker // made when the first file asks
+	open *opened // made when the first file asks
 }
 
-// newIdentity reads and verifies the release that an identity points to.
-func newIdentity(data []byte, ring *keys.Ring) (*identity, error) {
-	at, err := release.ParseIdentity(data)
-	if err != nil {
-		return nil, err
-	}
-	f, err := os.Open(at.Release)
+// opened is a verified release and what its shares unlock.
+type opened struct {
+	*release.Release
+	box *lockbox.Unlocker // made when the first of its files asks
+}
+
+// read reads and verifies the release that an identity points to. It waits for
+// the first file, because only then can a client that runs its plugins without
+// standard error, as rage does, be told what is wrong.
+func (id *identity) read() (*opened, error) {
+	f, err := os.Open(id.at.Release)
 	if err != nil {
 		return nil, err
 	}
@@ -75,32 +86,37 @@ func newIdentity(data []byte, ring *keys.Ring) (*identity, error) {
 	}
 	bundle, err := release.Parse(b)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", at.Release, err)
+		return nil, fmt.Errorf("%s: %w", id.at.Release, err)
 	}
-	r, err := bundle.Verify(at.Charter)
+	r, err := bundle.Verify(id.at.Charter)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", at.Release, err)
+		return nil, fmt.Errorf("%s: %w", id.at.Release, err)
 	}
-	return &identity{Release: r, key: at.Key, ring: ring}, nil
+	return &opened{Release: r}, nil
 }
 
 // Unwrap returns the file key, or age.ErrIncorrectIdentity if the file is of
 // another object.
-func (id *identity) Unwrap(stanzas []*age.Stanza) ([]byte, error) {
+func (id *identity) Unwrap(stanzas []*age.Stanza) (_ []byte, err error) {
+	if id.open == nil {
+		if id.open, err = id.read(); err != nil {
+			return nil, err
+		}
+	}
 	for _, s := range stanzas {
-		file, ok, err := id.mine(s)
+		file, ok, err := id.open.mine(s)
 		if err != nil {
 			return nil, err
 		}
 		if !ok {
 			continue
 		}
-		if id.box == nil {
-			if id.box, err = id.unlock(context.Background()); err != nil {
+		if id.open.box == nil {
+			if id.open.box, err = id.unlock(context.Background()); err != nil {
 				return nil, err
 			}
 		}
-		key, err := id.box.FileKey(file, s.Body)
+		key, err := id.open.box.FileKey(file, s.Body)
 		return key[:], err
 	}
 	return nil, age.ErrIncorrectIdentity
@@ -108,14 +124,14 @@ func (id *identity) Unwrap(stanzas []*age.Stanza) ([]byte, error) {
 
 // mine reports whether the stanza is of this release's object, and the file's
 // index in the manifest.
-func (id *identity) mine(s *age.Stanza) (file uint32, ok bool, err error) {
+func (o *opened) mine(s *age.Stanza) (file uint32, ok bool, err error) {
 	if s.Type != weights.StanzaType {
 		return 0, false, nil
 	}
 	if len(s.Args) != 2 {
 		return 0, false, errors.New("a keyturn stanza has an object id and a file index")
 	}
-	if s.Args[0] != hex.EncodeToString(id.ObjectID[:]) {
+	if s.Args[0] != hex.EncodeToString(o.ObjectID[:]) {
 		return 0, false, nil
 	}
 	n, err := strconv.ParseUint(s.Args[1], 10, 32)
@@ -127,13 +143,13 @@ func (id *identity) mine(s *age.Stanza) (file uint32, ok bool, err error) {
 
 // unlock opens the shares with the recipient's key.
 func (id *identity) unlock(ctx context.Context) (*lockbox.Unlocker, error) {
-	pinned, err := id.Request.Export.RecipientKey.ECDH()
+	pinned, err := id.open.Request.Export.RecipientKey.ECDH()
 	if err != nil {
 		return nil, err
 	}
-	key, err := id.ring.Decrypter(ctx, id.key, pinned)
+	key, err := id.ring.Decrypter(ctx, id.at.Key, pinned)
 	if err != nil {
 		return nil, err
 	}
-	return id.Unlock(ctx, key)
+	return id.open.Unlock(ctx, key)
 }

@@ -3,6 +3,7 @@ package release
 import (
 	"errors"
 	"fmt"
+	"path"
 
 	"github.com/keyturn/keyturn/signoff/dsse"
 )
@@ -36,6 +37,9 @@ func (id Identity) Marshal() ([]byte, error) {
 func (id Identity) check() error {
 	if id.Charter.IsZero() || id.Release == "" || id.Key == "" {
 		return errors.New("release: an identity needs charter, release and key; make one with keyturn weights identity")
+	}
+	if !path.IsAbs(id.Release) { // age starts plugins in a directory of its own
+		return fmt.Errorf("release: an identity needs the absolute path of its release, not %.200q", id.Release)
 	}
 	return nil
 }
