@@ -235,9 +235,9 @@ func (m *machine) status() *agent.Status {
 // until polls for at most half a minute.
 func (w *world) until(what string, ok func() bool) {
 	w.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			w.t.Fatalf("waited 30 s for %s", what)
+			w.t.Fatalf("waited 2 min for %s", what)
 		}
 	}
 }
@@ -453,8 +453,8 @@ func (r *running) end() error {
 	case err := <-r.done:
 		r.done <- err
 		return err
-	case <-time.After(60 * time.Second):
-		r.w.t.Fatal("waited 60 s for the end of a run")
+	case <-time.After(2 * time.Minute):
+		r.w.t.Fatal("waited 2 min for the end of a run")
 		return nil
 	}
 }

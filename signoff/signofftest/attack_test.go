@@ -92,7 +92,7 @@ func (w *world) lay(h *signofftest.Host, numbers ...int) {
 // so many cosignatures.
 func (w *world) pending(h *signofftest.Host, size uint64, cosigned int) []byte {
 	w.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		note, err := h.Client.Checkpoint(w.t.Context(), false, size, time.Second)
 		if err == nil && w.cosignatures(note) >= cosigned {
@@ -336,7 +336,7 @@ func (w *world) follower() (*follow.Follower, *signofftest.Wire) {
 
 func (w *world) eventually(what string, ok func() bool) {
 	w.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			w.t.Fatalf("waited 20 s until %s", what)
 		}

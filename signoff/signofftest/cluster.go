@@ -343,7 +343,7 @@ func (c *Cluster) State(fn func(*authority.Authority, *authority.State)) {
 // Wait syncs until the final state satisfies ok.
 func (c *Cluster) Wait(what string, ok func(*authority.State) bool) {
 	c.T.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		c.Sync(c.Follower.Seen().Size)
 		done := false
@@ -352,7 +352,7 @@ func (c *Cluster) Wait(what string, ok func(*authority.State) bool) {
 			return
 		}
 		if time.Now().After(deadline) {
-			c.T.Fatalf("waited 30 s for %s", what)
+			c.T.Fatalf("waited 2 min for %s", what)
 		}
 		time.Sleep(30 * time.Millisecond)
 	}

@@ -15,7 +15,7 @@ import (
 
 func openTest(t testing.TB, dir string) *Order {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	o, err := OpenEmbedded(ctx, dir)
 	if err != nil {
@@ -216,7 +216,7 @@ func TestSecondProcessIsRefused(t *testing.T) {
 func TestWatch(t *testing.T) {
 	o := openTest(t, t.TempDir())
 	const total = 700
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	go func() {
 		for i := range total {
