@@ -37,18 +37,28 @@ type Charter struct {
 	References []string   `json:"references"`
 }
 
-// A Person is one human with one vote. Signing and Exchange are two distinct
-// keys of the person's token.
+// A Person is one human with one vote, however many tokens. The first token's
+// keys stand with the person, those of others are spares.
 type Person struct {
-	Name         string    `json:"name"`
-	Organisation string    `json:"organisation"`
-	Roles        []string  `json:"roles"`
-	Signing      PublicKey `json:"signing"`  // P-256, signs decisions
-	Exchange     PublicKey `json:"exchange"` // P-256, receives shares
+	Name         string   `json:"name"`
+	Organisation string   `json:"organisation"`
+	Roles        []string `json:"roles"`
+	Token
+	Spares []Token `json:"spares,omitempty"`
 }
 
-// ID names the person: the fingerprint of the signing key.
-func (p Person) ID() Digest { return p.Signing.Fingerprint() }
+// A Token is the two distinct keys of one token.
+type Token struct {
+	Signing  PublicKey `json:"signing"`  // P-256, signs decisions
+	Exchange PublicKey `json:"exchange"` // P-256, receives shares
+}
+
+// ID names the token: the fingerprint of its signing key. The id of the first
+// token that a person had names the person, for good.
+func (t Token) ID() Digest { return t.Signing.Fingerprint() }
+
+// Tokens lists all of the person's tokens, the first one first.
+func (p Person) Tokens() []Token { return append([]Token{p.Token}, p.Spares...) }
 
 // A Notary is one independent host. Its index in FROST and in the machines'
 // factor is its place in the charter's list, from 1.
@@ -86,6 +96,7 @@ func (c *Charter) Quorum() int { return (len(c.Notaries)+c.Faults)/2 + 1 }
 // Bounds of a charter.
 const (
 	MaxPeople       = 64
+	MaxTokens       = 4 // of one person
 	MaxNotaries     = 31
 	MaxCoordinators = 16
 	MaxPolicy       = 16 << 10
@@ -110,19 +121,19 @@ func (c *Charter) Validate() error {
 	if len(c.References) > MaxReferences {
 		return fmt.Errorf("%d reference sets, at most %d", len(c.References), MaxReferences)
 	}
-	seen, err := c.keys()
+	seen, err := c.Keys()
 	if err != nil {
 		return err
 	}
-	if err := c.checkLogKey(c.Log, seen); err != nil {
+	if err := c.CheckLogKey(c.Log, seen); err != nil {
 		return err
 	}
 	return c.checkCoordinators()
 }
 
-// keys checks every key but the log's and says what each is for.
-func (c *Charter) keys() (keySet, error) {
-	seen := keySet{}
+// Keys checks every key but the log's and says what each is for.
+func (c *Charter) Keys() (KeySet, error) {
+	seen := KeySet{}
 	if err := c.checkPeople(seen); err != nil {
 		return nil, err
 	}
@@ -133,7 +144,7 @@ func (c *Charter) keys() (keySet, error) {
 		if err := c.BootPolicy.check("boot policy key", !c.Development, hsm.ClassAttested, hsm.ClassWitnessed); err != nil {
 			return nil, err
 		}
-		if err := seen.add("boot policy key", *c.BootPolicy); err != nil {
+		if err := seen.Add("boot policy key", *c.BootPolicy); err != nil {
 			return nil, err
 		}
 	}
@@ -149,23 +160,15 @@ func (c *Charter) keys() (keySet, error) {
 }
 
 // CheckLogKey reports whether k may sign this cluster's checkpoints: an Ed25519
-// key of a class that the charter takes, used for nothing else.
-func (c *Charter) CheckLogKey(k PublicKey) error {
-	seen, err := c.keys()
-	if err != nil {
-		return err
-	}
-	return c.checkLogKey(k, seen)
-}
-
-func (c *Charter) checkLogKey(k PublicKey, seen keySet) error {
+// key of a class that the charter takes, and none of those seen.
+func (c *Charter) CheckLogKey(k PublicKey, seen KeySet) error {
 	if err := k.check("log key", !c.Development, hsm.ClassAttested, hsm.ClassWitnessed, hsm.ClassSealed); err != nil {
 		return err
 	}
 	if _, err := k.Ed25519(); err != nil {
 		return err
 	}
-	return seen.add("log key", k)
+	return seen.Add("log key", k)
 }
 
 func (c *Charter) checkCoordinators() error {
@@ -183,7 +186,7 @@ func (c *Charter) checkCoordinators() error {
 	return nil
 }
 
-func (c *Charter) checkPeople(seen keySet) error {
+func (c *Charter) checkPeople(seen KeySet) error {
 	n := len(c.People)
 	if n == 0 || n > MaxPeople {
 		return fmt.Errorf("%d people, want 1 to %d", n, MaxPeople)
@@ -193,30 +196,52 @@ func (c *Charter) checkPeople(seen keySet) error {
 	}
 	names := map[string]bool{}
 	for _, p := range c.People {
-		if err := errors.Join(CheckName("person", p.Name), CheckName("organisation", p.Organisation)); err != nil {
-			return err
-		}
 		if names[p.Name] {
 			return fmt.Errorf("two people are named %q", p.Name)
 		}
 		names[p.Name] = true
-		if err := checkRoles(p); err != nil {
+		if err := c.CheckPerson(p, seen); err != nil {
 			return err
 		}
-		for _, k := range []struct {
-			use string
-			key PublicKey
-		}{{"signing key", p.Signing}, {"exchange key", p.Exchange}} {
-			field := p.Name + "'s " + k.use
-			if err := k.key.check(field, !c.Development, hsm.ClassAttested, hsm.ClassWitnessed); err != nil {
-				return err
-			}
-			if _, err := k.key.ECDH(); err != nil {
-				return fmt.Errorf("%s: %w", field, err)
-			}
-			if err := seen.add(field, k.key); err != nil {
-				return err
-			}
+	}
+	return nil
+}
+
+// CheckPerson checks the form of a person and the classes of the person's keys,
+// and adds the keys to seen. One that stands there already is refused.
+func (c *Charter) CheckPerson(p Person, seen KeySet) error {
+	if err := errors.Join(CheckName("person", p.Name), CheckName("organisation", p.Organisation)); err != nil {
+		return err
+	}
+	if err := checkRoles(p); err != nil {
+		return err
+	}
+	if n := len(p.Tokens()); n > MaxTokens {
+		return fmt.Errorf("%s has %d tokens, at most %d", p.Name, n, MaxTokens)
+	}
+	for _, t := range p.Tokens() {
+		if err := c.CheckToken(p.Name, t, seen); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// CheckToken is CheckPerson for one token.
+func (c *Charter) CheckToken(owner string, t Token, seen KeySet) error {
+	for _, k := range []struct {
+		use string
+		key PublicKey
+	}{{"signing key", t.Signing}, {"exchange key", t.Exchange}} {
+		field := owner + "'s " + k.use
+		if err := k.key.check(field, !c.Development, hsm.ClassAttested, hsm.ClassWitnessed); err != nil {
+			return err
+		}
+		if _, err := k.key.ECDH(); err != nil {
+			return fmt.Errorf("%s: %w", field, err)
+		}
+		if err := seen.Add(field, k.key); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -239,7 +264,7 @@ func checkRoles(p Person) error {
 	return nil
 }
 
-func (c *Charter) checkNotaries(seen keySet) error {
+func (c *Charter) checkNotaries(seen KeySet) error {
 	n := len(c.Notaries)
 	if n > MaxNotaries {
 		return fmt.Errorf("%d notaries, at most %d", n, MaxNotaries)
@@ -264,7 +289,7 @@ func (c *Charter) checkNotaries(seen keySet) error {
 			if err := k.key.check(field, !c.Development, hsm.ClassAttested, hsm.ClassWitnessed, hsm.ClassSealed); err != nil {
 				return err
 			}
-			if err := seen.add(field, k.key); err != nil {
+			if err := seen.Add(field, k.key); err != nil {
 				return err
 			}
 		}
@@ -281,10 +306,11 @@ func (c *Charter) checkNotaries(seen keySet) error {
 	return nil
 }
 
-type keySet map[Digest]string
+// A KeySet says what each key is for, by fingerprint.
+type KeySet map[Digest]string
 
-// add refuses a key already seen in another place.
-func (s keySet) add(field string, k PublicKey) error {
+// Add refuses a key already seen in another place.
+func (s KeySet) Add(field string, k PublicKey) error {
 	fp := k.Fingerprint()
 	if other, ok := s[fp]; ok {
 		return fmt.Errorf("%s is the same key as %s", field, other)

@@ -64,7 +64,7 @@ func charter() *signoff.Charter {
 	c := &signoff.Charter{Name: "lab", Format: 1, Development: true, Created: 1_790_000_000, Threshold: 2, Faults: 1, Log: ed("log"), Policy: "version: 1\n",
 		Coordinators: []signoff.Coordinator{{URL: "https://one.example", TLS: digest("tls")}}}
 	for _, name := range []string{"alice", "bob", "carol"} {
-		c.People = append(c.People, signoff.Person{Name: name, Organisation: "lab", Roles: []string{"security"}, Signing: p256(name), Exchange: p256(name + "-x")})
+		c.People = append(c.People, signoff.Person{Name: name, Organisation: "lab", Roles: []string{"security"}, Token: signoff.Token{Signing: p256(name), Exchange: p256(name + "-x")}})
 	}
 	for _, name := range []string{"n1", "n2", "n3", "n4"} {
 		c.Notaries = append(c.Notaries, signoff.Notary{Name: name, Organisation: "org-" + name, Signing: p256(name), Exchange: p256(name + "-x"), Witness: ed(name)})

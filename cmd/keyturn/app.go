@@ -97,39 +97,78 @@ func (a *app) close() {
 	}
 }
 
-// me is who the configuration says that I am.
-func (a *app) me() (*signoff.Person, error) {
+// me is who the configuration says that I am, by the roster of the log as it
+// was last seen: a halt must not wait for a coordinator.
+func (a *app) me() (*authority.Member, error) {
 	if err := a.load(); err != nil {
 		return nil, err
 	}
-	for i := range a.charter.People {
-		if a.charter.People[i].Name == a.conf.Name {
-			return &a.charter.People[i], nil
+	people, err := a.people()
+	if err != nil {
+		return nil, err
+	}
+	if m, ok := people.Named(a.conf.Name); ok {
+		return m, nil
+	}
+	return nil, ui.WithHint(fmt.Errorf("%q is nobody among the people of %s", a.conf.Name, a.charter.Name), "set name in %s to your name as keyturn people lists it", a.configFile)
+}
+
+// people is the roster: of the log if it was followed, else as it was last
+// seen, else the charter's.
+func (a *app) people() (people *authority.Roster, err error) {
+	if a.seen.Size > 0 {
+		return people, a.view(func(_ *authority.Authority, s *authority.State) error {
+			people = s.People
+			return nil
+		})
+	}
+	if a.conf.State != "" {
+		b, err := os.ReadFile(a.stateFile("people"))
+		if err == nil {
+			return people, dsse.Decode(b, &people)
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
 		}
 	}
-	return nil, ui.WithHint(fmt.Errorf("%q is nobody in the charter", a.conf.Name), "set name in %s to your name in the charter", a.configFile)
+	return authority.Founders(a.charter), nil
 }
 
-// signer opens my signing key, pinned to what the charter says it is.
+// token says which of my tokens is at hand, and opens its signing key, pinned
+// to what the roster says it is.
+func (a *app) token(ctx context.Context) (signoff.Token, hsm.Key, error) {
+	me, err := a.me()
+	if err != nil {
+		return signoff.Token{}, nil, err
+	}
+	var bad []error
+	for _, t := range me.Tokens() {
+		pub, err := t.Signing.Public()
+		if err != nil {
+			return t, nil, err
+		}
+		key, err := a.keyring().Key(ctx, a.conf.Signing, crypto.PublicKey(pub))
+		if err == nil {
+			return t, key, nil
+		}
+		bad = append(bad, err)
+	}
+	return signoff.Token{}, nil, errors.Join(bad...)
+}
+
+// signer opens my signing key.
 func (a *app) signer(ctx context.Context) (hsm.Key, error) {
-	me, err := a.me()
-	if err != nil {
-		return nil, err
-	}
-	pub, err := me.Signing.Public()
-	if err != nil {
-		return nil, err
-	}
-	return a.keyring().Key(ctx, a.conf.Signing, crypto.PublicKey(pub))
+	_, key, err := a.token(ctx)
+	return key, err
 }
 
-// exchange opens my key-agreement key, pinned like signer.
+// exchange opens the key-agreement key of the same token.
 func (a *app) exchange(ctx context.Context) (hsm.Decrypter, error) {
-	me, err := a.me()
+	t, _, err := a.token(ctx)
 	if err != nil {
 		return nil, err
 	}
-	pub, err := me.Exchange.ECDH()
+	pub, err := t.Exchange.ECDH()
 	if err != nil {
 		return nil, err
 	}
@@ -221,8 +260,9 @@ func (a *app) view(fn func(*authority.Authority, *authority.State) error) error 
 	return a.follower.View(func(auth *authority.Authority, _ proof.Checkpoint, _ []byte) error { return fn(auth, auth.State()) })
 }
 
-func (a *app) seenFile() string {
-	return filepath.Join(a.conf.State, "seen-"+a.id.Hex()[:16]+".json")
+// stateFile is where this person keeps one thing that was last seen of the log.
+func (a *app) stateFile(what string) string {
+	return filepath.Join(a.conf.State, what+"-"+a.id.Hex()[:16]+".json")
 }
 
 func (a *app) lastSeen() (signoff.Seen, error) {
@@ -230,7 +270,7 @@ func (a *app) lastSeen() (signoff.Seen, error) {
 	if a.conf.State == "" {
 		return seen, nil
 	}
-	b, err := os.ReadFile(a.seenFile())
+	b, err := os.ReadFile(a.stateFile("seen"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return seen, nil
 	}
@@ -244,11 +284,19 @@ func (a *app) remember(seen signoff.Seen) error {
 	if a.conf.State == "" {
 		return nil
 	}
+	people, err := a.people()
+	if err != nil {
+		return err
+	}
+	p, err := dsse.Encode(people)
+	if err != nil {
+		return err
+	}
 	b, err := dsse.Encode(seen)
 	if err != nil {
 		return err
 	}
-	return writeFile(a.seenFile(), b)
+	return errors.Join(writeFile(a.stateFile("people"), p), writeFile(a.stateFile("seen"), b))
 }
 
 // writeFile replaces a file durably, making its directory.

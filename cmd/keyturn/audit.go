@@ -175,8 +175,8 @@ func signerName(s *authority.State, hint, group dsse.Digest) string {
 	if hint.IsZero() {
 		return ""
 	}
-	if p, _, ok := s.Person(hint); ok {
-		return p.Name
+	if t, ok := s.Tokens[hint]; ok {
+		return t.Name
 	}
 	if n, _, ok := s.Notary(hint); ok {
 		return "notary " + n.Name

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -90,8 +91,10 @@ func (q search) terms(s *authority.State) ([]term, error) {
 	}
 	if q.person != "" {
 		t := term{signer: q.person}
-		if p, ok := s.PersonNamed(q.person); ok {
-			t.digests = []string{p.ID().Hex()}
+		for _, x := range s.Tokens {
+			if hex := x.Person.Hex(); x.Name == q.person && !slices.Contains(t.digests, hex) {
+				t.digests = append(t.digests, hex)
+			}
 		}
 		terms = append(terms, t)
 	}

@@ -98,7 +98,6 @@ func capital(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
 type plan struct {
 	doc        *signoff.Approval
 	text       string
-	index      uint16
 	objects    []*authority.Object
 	recipients []recipient
 }
@@ -127,9 +126,11 @@ func (d *decision) plan(id dsse.Digest) (*plan, error) {
 		if p.text, err = s.Display(id); err != nil {
 			return err
 		}
-		_, p.index, _ = s.Person(me.ID())
+		if _, ok := s.Person(me.ID); !ok {
+			return fmt.Errorf("%s is no longer a person of this cluster", me.Name)
+		}
 		expiry := min(now.Add(d.life).Unix(), r.Doc.Expiry)
-		p.doc = &signoff.Approval{Charter: s.ID, Request: id, Person: me.ID(), Decision: d.what, Rule: s.RuleDigest(rule), Reason: d.reason,
+		p.doc = &signoff.Approval{Charter: s.ID, Request: id, Person: me.ID, Decision: d.what, Rule: s.RuleDigest(rule), Reason: d.reason,
 			Created: now.Unix(), Expiry: expiry, Nonce: nonce(), Display: textDigest(p.text), Seen: d.seen}
 		for _, o := range r.Doc.Objects() {
 			p.objects = append(p.objects, s.Objects[o])
@@ -171,9 +172,13 @@ func (d *decision) shares(ctx context.Context, p *plan) ([]signoff.Share, error)
 	if err != nil {
 		return nil, err
 	}
+	me, err := d.me()
+	if err != nil {
+		return nil, err
+	}
 	var out []signoff.Share
 	for _, o := range p.objects {
-		share, err := d.openShare(ctx, key, o, p.index)
+		share, err := d.openShare(ctx, key, o, me.Index)
 		if err != nil {
 			return nil, err
 		}
@@ -184,7 +189,7 @@ func (d *decision) shares(ctx context.Context, p *plan) ([]signoff.Share, error)
 			if err != nil {
 				return nil, err
 			}
-			out = append(out, signoff.Share{Object: o.ID, Epoch: o.Epoch, Index: p.index, Recipient: to.id, Sealed: sealed})
+			out = append(out, signoff.Share{Object: o.ID, Epoch: o.People.Epoch, Index: me.Index, Recipient: to.id, Sealed: sealed})
 		}
 	}
 	return out, nil
@@ -192,7 +197,7 @@ func (d *decision) shares(ctx context.Context, p *plan) ([]signoff.Share, error)
 
 // openShare fetches the deals of an object and opens the one dealt to key.
 func (a *app) openShare(ctx context.Context, key hsm.Decrypter, o *authority.Object, index uint16) (*lockbox.Share, error) {
-	blob, err := a.follower.Source().Blob(ctx, o.Deals)
+	blob, err := a.follower.Source().Blob(ctx, o.People.Deals)
 	if err != nil {
 		return nil, err
 	}
@@ -209,11 +214,11 @@ func (a *app) openShare(ctx context.Context, key hsm.Decrypter, o *authority.Obj
 	if err != nil {
 		return nil, err
 	}
-	sharing, err := lockbox.ParseSharing(o.Doc.Lockbox.People.Threshold, o.Doc.Lockbox.People.Commitments)
+	sharing, err := o.People.Sharing(o.People.Epoch)
 	if err != nil {
 		return nil, err
 	}
-	where := lockbox.Context{Charter: a.id, Object: o.ID, Side: lockbox.People, Epoch: o.Epoch, Index: index, Holder: holder}
+	where := lockbox.Context{Charter: a.id, Object: o.ID, Side: lockbox.People, Epoch: o.People.Epoch, Index: index, Holder: holder}
 	return lockbox.OpenShare(ctx, id, where, sharing, deal)
 }
 

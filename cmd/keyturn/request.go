@@ -55,7 +55,7 @@ func (r *asking) ask(ctx context.Context, action string, fill func(*signoff.Requ
 		return err
 	}
 	now := time.Now()
-	doc := &signoff.Request{Charter: r.id, Action: action, Requester: me.ID(), Purpose: r.purpose, Created: now.Unix(),
+	doc := &signoff.Request{Charter: r.id, Action: action, Requester: me.ID, Purpose: r.purpose, Created: now.Unix(),
 		Expiry: now.Add(r.life).Unix(), Nonce: nonce(), Seen: r.seen}
 	if err := r.view(func(_ *authority.Authority, s *authority.State) error { return fill(doc, s) }); err != nil {
 		return err
@@ -260,7 +260,7 @@ trusted. Only an approved resume that names the halt lifts it.`,
 			if err != nil {
 				return err
 			}
-			h := &signoff.Halt{Charter: a.id, Person: me.ID(), Everything: everything, Reason: reason, Created: time.Now().Unix(), Nonce: nonce()}
+			h := &signoff.Halt{Charter: a.id, Person: me.ID, Everything: everything, Reason: reason, Created: time.Now().Unix(), Nonce: nonce()}
 			if err := errors.Join(setDigest(&h.Request, request), setDigest(&h.Node, node)); err != nil {
 				return err
 			}

@@ -75,8 +75,8 @@ func missingFor(s *authority.State, r *authority.Request) []string {
 }
 
 func personName(s *authority.State, id dsse.Digest) string {
-	if p, _, ok := s.Person(id); ok {
-		return p.Name
+	if name := s.PersonName(id); name != "" {
+		return name
 	}
 	return id.String()
 }

@@ -113,7 +113,7 @@ func pemCmd(a *app) *cobra.Command {
 	return &cobra.Command{Use: "pem NAME", Short: "print the public signing key of a person or notary, PEM", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.printPEM(cmd, func(s *authority.State) (signoff.PublicKey, error) {
-				if p, ok := s.PersonNamed(args[0]); ok {
+				if p, ok := s.People.Named(args[0]); ok {
 					return p.Signing, nil
 				}
 				for i := range s.Charter.Notaries {
@@ -121,7 +121,7 @@ func pemCmd(a *app) *cobra.Command {
 						return s.Charter.Notaries[i].Signing, nil
 					}
 				}
-				return signoff.PublicKey{}, fmt.Errorf("%q is no person or notary of the charter", args[0])
+				return signoff.PublicKey{}, fmt.Errorf("%q is no person of the roster and no notary", args[0])
 			})
 		}}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
 	"github.com/keyturn/keyturn/signoff/lockbox"
 	"github.com/keyturn/keyturn/signoff/weights"
@@ -49,32 +51,39 @@ keyturn weights open, or with age and age-plugin-keyturn.`}
 
 // A sealedDir is the verified documents of a sealed directory.
 type sealedDir struct {
-	path     string
-	charter  *signoff.Charter
-	anchor   dsse.Digest
+	path string
+	trusted
 	object   *signoff.Object
 	objectID dsse.Digest
 	signed   *signoff.Signed // the object's document
 	manifest *weights.Manifest
 }
 
-// sealedAt reads the documents of a sealed directory and checks them against
-// the charter: signed by the sealer, and about each other.
-func sealedAt(path string, charter *signoff.Charter, anchor dsse.Digest) (*sealedDir, error) {
-	d := &sealedDir{path: path, charter: charter, anchor: anchor}
+// trusted is against what sealed directories are checked.
+type trusted struct {
+	anchor  dsse.Digest
+	charter *signoff.Charter
+	people  *authority.Roster
+	tokens  map[dsse.Digest]authority.Owned // whose signatures count, by signing key
+}
+
+// sealedAt reads the documents of a sealed directory and checks them: signed by
+// the sealer, and about each other.
+func sealedAt(path string, t trusted) (*sealedDir, error) {
+	d := &sealedDir{path: path, trusted: t}
 	s, err := readLineFile(filepath.Join(path, objectFile))
 	if err != nil {
 		return nil, err
 	}
 	o, ok := s.Doc.(*signoff.Object)
-	if !ok || o.Charter != anchor {
-		return nil, fmt.Errorf("%s holds a %s of charter %s, want an object of %s", filepath.Join(path, objectFile), s.Doc.Kind(), s.Doc.Cluster(), anchor)
+	if !ok || o.Charter != t.anchor {
+		return nil, fmt.Errorf("%s holds a %s of charter %s, want an object of %s", filepath.Join(path, objectFile), s.Doc.Kind(), s.Doc.Cluster(), t.anchor)
 	}
 	d.object, d.objectID, d.signed = o, s.Digest(), s
-	if err := verifyPerson(charter, s.Envelope, o.Sealer); err != nil {
+	if err := t.verify(s.Envelope, o.Sealer); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(path, objectFile), err)
 	}
-	m, err := signedManifest(filepath.Join(path, manifestFile), charter)
+	m, err := t.manifest(filepath.Join(path, manifestFile))
 	if err != nil {
 		return nil, err
 	}
@@ -85,8 +94,8 @@ func sealedAt(path string, charter *signoff.Charter, anchor dsse.Digest) (*seale
 	return d, nil
 }
 
-// signedManifest reads a manifest that one of the charter's people signed.
-func signedManifest(path string, charter *signoff.Charter) (*weights.Manifest, error) {
+// manifest reads a manifest that one of the people signed.
+func (t trusted) manifest(path string) (*weights.Manifest, error) {
 	b, err := readBounded(path, weights.MaxSigned)
 	if err != nil {
 		return nil, err
@@ -95,26 +104,23 @@ func signedManifest(path string, charter *signoff.Charter) (*weights.Manifest, e
 	if err != nil {
 		return nil, err
 	}
-	if err := verifyPerson(charter, env, env.Hint); err != nil {
+	if err := t.verify(env, t.tokens[env.Hint].Person); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return m, nil
 }
 
-// verifyPerson checks that the person with this fingerprint is in the charter
-// and signed the envelope.
-func verifyPerson(charter *signoff.Charter, e *dsse.Envelope, id dsse.Digest) error {
-	for _, p := range charter.People {
-		if p.ID() != id {
-			continue
-		}
-		pub, err := p.Signing.Public()
-		if err != nil {
-			return err
-		}
-		return e.Verify(pub)
+// verify checks that a token of the person signed the envelope.
+func (t trusted) verify(e *dsse.Envelope, person dsse.Digest) error {
+	x, ok := t.tokens[e.Hint]
+	if !ok || x.Person != person {
+		return ui.WithHint(fmt.Errorf("signed with key %s, which is nobody's here, or not the signer's", e.Hint), "somebody who came lately is known after keyturn status")
 	}
-	return fmt.Errorf("signed by %s, who is nobody in the charter", id)
+	pub, err := x.Signing.Public()
+	if err != nil {
+		return err
+	}
+	return e.Verify(pub)
 }
 
 // open opens the files of the directory for reading.
@@ -134,20 +140,42 @@ func (t *trustFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&t.release, "release", "", "release bundle with the charter (default "+releaseFile+" in the directory)")
 }
 
-// charter returns the charter to check against. dir is where the bundle is if
-// no flag says so.
-func (t *trustFlags) charter(a *app, dir string) (*signoff.Charter, dsse.Digest, error) {
+// trusted returns what to check against. dir is where the bundle is if no flag
+// says so.
+func (t *trustFlags) trusted(a *app, dir string) (trusted, error) {
 	if t.anchor == "" {
-		if err := a.load(); err != nil {
-			return nil, dsse.Digest{}, err
-		}
-		return a.charter, a.id, nil
+		return a.trusted()
 	}
 	r, err := t.bundle(a, dir)
 	if err != nil {
-		return nil, dsse.Digest{}, err
+		return trusted{}, err
 	}
-	return r.Charter, r.CharterID, nil
+	return trustedBy(r), nil
+}
+
+func trustedBy(r *release.Release) trusted {
+	return trusted{anchor: r.CharterID, charter: r.Charter, people: r.People, tokens: r.Tokens}
+}
+
+// trusted is the charter of the configuration and the people of the log as it
+// was last seen.
+func (a *app) trusted() (trusted, error) {
+	if err := a.load(); err != nil {
+		return trusted{}, err
+	}
+	people, err := a.people()
+	if err != nil {
+		return trusted{}, err
+	}
+	t := trusted{anchor: a.id, charter: a.charter, people: people, tokens: authority.Founders(a.charter).Tokens()}
+	maps.Copy(t.tokens, people.Tokens())
+	if a.seen.Size > 0 {
+		err = a.view(func(_ *authority.Authority, s *authority.State) error {
+			maps.Copy(t.tokens, s.Tokens)
+			return nil
+		})
+	}
+	return t, err
 }
 
 // bundle reads and verifies the release bundle.
@@ -220,17 +248,16 @@ func (a *app) progress(what string) (report func(weights.Progress), done func())
 	return func(p weights.Progress) { update(p.Bytes, p.Total) }, done
 }
 
-// holders returns who holds shares of what is sealed under the charter: its
-// people and its notaries, each side in the charter's order.
-func holders(charter *signoff.Charter, id dsse.Digest) (lockbox.Params, error) {
-	p := lockbox.Params{Charter: id}
-	p.People.Threshold, p.Machines.Threshold = uint16(charter.Threshold), uint16(charter.Quorum())
-	for _, x := range charter.People {
-		if err := addHolder(&p.People, x.Exchange); err != nil {
-			return p, fmt.Errorf("%s: %w", x.Name, err)
-		}
+// holders returns who holds shares of what is sealed now: the people as last
+// seen, and the charter's notaries.
+func (t trusted) holders() (lockbox.Params, error) {
+	p := lockbox.Params{Charter: t.anchor}
+	var err error
+	if p.People, err = t.people.Holders(t.charter.Threshold); err != nil {
+		return p, err
 	}
-	for _, x := range charter.Notaries {
+	p.Machines.Threshold = uint16(t.charter.Quorum())
+	for _, x := range t.charter.Notaries {
 		if err := addHolder(&p.Machines, x.Exchange); err != nil {
 			return p, fmt.Errorf("%s: %w", x.Name, err)
 		}
@@ -274,20 +301,15 @@ type sideView struct {
 }
 
 func (d *sealedDir) view() (weightsView, error) {
-	params, err := holders(d.charter, d.anchor)
+	params, err := d.holders()
 	if err != nil {
 		return weightsView{}, err
 	}
 	o := d.object
-	v := weightsView{Object: d.objectID, Name: o.Name, Created: o.Created, Manifest: o.Manifest, Path: d.path,
+	v := weightsView{Object: d.objectID, Name: o.Name, Sealer: d.tokens[d.signed.Hint].Name, Created: o.Created, Manifest: o.Manifest, Path: d.path,
 		Files: o.Summary.Files, Bytes: o.Summary.Bytes, Tensors: o.Summary.Tensors, Parameters: o.Summary.Parameters, DTypes: o.Summary.DTypes,
 		People:   sideView{o.Lockbox.People.Threshold, len(params.People.Holders)},
 		Machines: sideView{o.Lockbox.Machines.Threshold, len(params.Machines.Holders)}, Quantum: params.PostQuantum()}
-	for _, p := range d.charter.People {
-		if p.ID() == o.Sealer {
-			v.Sealer = p.Name
-		}
-	}
 	return v, nil
 }
 

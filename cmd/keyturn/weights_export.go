@@ -100,7 +100,7 @@ func (x *exporting) find(name string) error {
 			return fmt.Errorf("request %s is for %s, not for an export", id.Short(), x.request.Doc.Action)
 		case x.request.Warrant.IsZero():
 			return noWarrant(s, x.request)
-		case x.request.Doc.Requester != me.ID():
+		case x.request.Doc.Requester != me.ID:
 			return fmt.Errorf("request %s is %s's; whoever asked exports and signs the receipt", id.Short(), personName(s, x.request.Doc.Requester))
 		}
 		w, _, err := s.Live(x.request.Warrant, dsse.Digest{})
@@ -220,7 +220,11 @@ func (x *exporting) collect(s *authority.State, b *release.Bundle, doc *signoff.
 // write makes the export with its signed receipt in it. The directory appears
 // at once and whole, so the receipt is never there without what it is for.
 func (x *exporting) write(ctx context.Context, bundle []byte) (*signoff.Signed, error) {
-	d, err := sealedAt(x.sealed, x.charter, x.id)
+	t, err := x.trusted()
+	if err != nil {
+		return nil, err
+	}
+	d, err := sealedAt(x.sealed, t)
 	if err != nil {
 		return nil, err
 	}

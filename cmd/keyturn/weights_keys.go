@@ -139,7 +139,7 @@ func (a *app) drill(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	object, index, err := a.findObject(name, me.ID())
+	object, err := a.findObject(name)
 	if err != nil {
 		return err
 	}
@@ -147,7 +147,7 @@ func (a *app) drill(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	share, err := a.openShare(ctx, key, object, index)
+	share, err := a.openShare(ctx, key, object, me.Index)
 	if err != nil {
 		return ui.WithHint(err, "tell whoever sealed: this share would not open the object")
 	}
@@ -159,16 +159,15 @@ func (a *app) drill(ctx context.Context, name string) error {
 		Index  uint16      `json:"index"`
 		Key    dsse.Digest `json:"key"`
 		OK     bool        `json:"ok"`
-	}{object.ID, object.Doc.Name, object.Epoch, index, me.Exchange.Fingerprint(), true}, func(w writer) {
-		fmt.Fprintf(w, "share %d of %s opens and matches what the sealer signed (object %s, epoch %d)\n", index, object.Doc.Name, object.ID, object.Epoch)
+	}{object.ID, object.Doc.Name, object.People.Epoch, me.Index, share.Context().Holder, true}, func(w writer) {
+		fmt.Fprintf(w, "share %d of %s opens and matches what the sealer signed (object %s, epoch %d)\n", me.Index, object.Doc.Name, object.ID, object.People.Epoch)
 	})
 }
 
 // findObject resolves an object by its id or at least six digits of it.
-func (a *app) findObject(name string, person dsse.Digest) (found *authority.Object, index uint16, err error) {
+func (a *app) findObject(name string) (found *authority.Object, err error) {
 	hexed := strings.TrimPrefix(name, "sha256:")
 	err = a.view(func(_ *authority.Authority, s *authority.State) error {
-		_, index, _ = s.Person(person)
 		for id, o := range s.Objects {
 			if len(hexed) < 6 || !strings.HasPrefix(id.Hex(), hexed) {
 				continue
@@ -182,11 +181,11 @@ func (a *app) findObject(name string, person dsse.Digest) (found *authority.Obje
 	})
 	switch {
 	case err != nil:
-		return nil, 0, err
+		return nil, err
 	case found == nil:
-		return nil, 0, ui.WithHint(fmt.Errorf("no object %.80q in the log", name), "give its id or at least six digits of it; keyturn weights info prints it")
-	case found.Epoch == 0:
-		return nil, 0, fmt.Errorf("the shares of object %s are not dealt", found.ID.Short())
+		return nil, ui.WithHint(fmt.Errorf("no object %.80q in the log", name), "give its id or at least six digits of it; keyturn weights info prints it")
+	case found.People.Epoch == 0:
+		return nil, fmt.Errorf("the shares of object %s are not dealt", found.ID.Short())
 	}
-	return found, index, nil
+	return found, nil
 }

@@ -19,11 +19,16 @@ func weightsInfoCmd(a *app) *cobra.Command {
 	var log bool
 	cmd := &cobra.Command{Use: "info DIR.sealed", Short: "say what is sealed, who opens it and what it withstands", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			charter, anchor, err := trust.charter(a, args[0])
+			if log {
+				if err := a.sync(cmd.Context(), 1); err != nil {
+					return err
+				}
+			}
+			t, err := trust.trusted(a, args[0])
 			if err != nil {
 				return err
 			}
-			d, err := sealedAt(args[0], charter, anchor)
+			d, err := sealedAt(args[0], t)
 			if err != nil {
 				return err
 			}
@@ -52,9 +57,6 @@ func (a *app) info(ctx context.Context, d *sealedDir, log bool) error {
 	}
 	view.Epoch = firstEpoch
 	if log {
-		if err := a.sync(ctx, 1); err != nil {
-			return err
-		}
 		_, dealt, err := a.dealt(d.objectID)
 		if err != nil {
 			return err
@@ -98,14 +100,14 @@ whether files came over whole; this tells whether they are what was sealed.`,
 }
 
 func (a *app) manifest(trust trustFlags, file, sealed string) (*weights.Manifest, error) {
-	charter, anchor, err := trust.charter(a, sealed)
+	t, err := trust.trusted(a, sealed)
 	if err != nil {
 		return nil, err
 	}
 	if file != "" {
-		return signedManifest(file, charter)
+		return t.manifest(file)
 	}
-	d, err := sealedAt(sealed, charter, anchor)
+	d, err := sealedAt(sealed, t)
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +138,7 @@ func (a *app) open(ctx context.Context, trust trustFlags, dir, key, out string) 
 	if err != nil {
 		return err
 	}
-	d, err := sealedAt(dir, r.Charter, r.CharterID)
+	d, err := sealedAt(dir, trustedBy(r))
 	if err != nil {
 		return err
 	}

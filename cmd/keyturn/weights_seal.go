@@ -29,7 +29,7 @@ type sealing struct {
 	sharded   bool
 	offline   bool
 
-	sealer  *signoff.Person
+	sealer  *authority.Member
 	key     hsm.Key
 	secrets *lockbox.Secrets
 	object  *signoff.Object
@@ -64,7 +64,11 @@ func (s *sealing) run(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	sealed, err := sealedAt(s.out, s.charter, s.id)
+	t, err := s.trusted()
+	if err != nil {
+		return err
+	}
+	sealed, err := sealedAt(s.out, t)
 	if err != nil {
 		return err
 	}
@@ -85,6 +89,11 @@ func (s *sealing) run(ctx context.Context, dir string) error {
 
 // prepare refuses what would fail after hours of work, and opens the token.
 func (s *sealing) prepare(ctx context.Context, dir string) (err error) {
+	if !s.offline { // the shares go to the people of today
+		if err := s.sync(ctx, 1); err != nil {
+			return err
+		}
+	}
 	if s.sealer, err = s.me(); err != nil {
 		return err
 	}
@@ -104,7 +113,11 @@ func (s *sealing) prepare(ctx context.Context, dir string) (err error) {
 	if s.key, err = s.signer(ctx); err != nil {
 		return err
 	}
-	params, err := holders(s.charter, s.id)
+	t, err := s.trusted()
+	if err != nil {
+		return err
+	}
+	params, err := t.holders()
 	if err != nil {
 		return err
 	}
@@ -112,7 +125,7 @@ func (s *sealing) prepare(ctx context.Context, dir string) (err error) {
 	if s.secrets, box, err = lockbox.New(rand.Reader, params); err != nil {
 		return err
 	}
-	s.object = &signoff.Object{Charter: s.id, Sealer: s.sealer.ID(), Name: s.name, Lockbox: signoff.Lockbox{Salt: box.Salt[:],
+	s.object = &signoff.Object{Charter: s.id, Sealer: s.sealer.ID, Name: s.name, Lockbox: signoff.Lockbox{Salt: box.Salt[:],
 		People:   signoff.Sharing{Threshold: box.People.Threshold(), Commitments: box.People.Bytes()},
 		Machines: signoff.Sharing{Threshold: box.Machines.Threshold(), Commitments: box.Machines.Bytes()}}}
 	return nil
@@ -158,17 +171,21 @@ func (s *sealing) deal(ctx context.Context, object dsse.Digest) (shares []byte, 
 	if shares, err = dsse.Encode(deals); err != nil {
 		return nil, nil, err
 	}
-	doc, err = signoff.Sign(ctx, s.key, &signoff.Deals{Charter: s.id, Sealer: s.sealer.ID(), Object: object, Epoch: firstEpoch, Blob: textDigest(string(shares))})
+	doc, err = signoff.Sign(ctx, s.key, &signoff.Deals{Charter: s.id, Sealer: s.sealer.ID, Object: object, Epoch: firstEpoch, Blob: textDigest(string(shares))})
 	return shares, doc, err
 }
 
 func registerCmd(a *app) *cobra.Command {
 	return &cobra.Command{Use: "register DIR.sealed", Short: "put weights that were sealed without a network into the log", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := a.load(); err != nil {
+			if err := a.sync(cmd.Context(), 1); err != nil {
 				return err
 			}
-			d, err := sealedAt(args[0], a.charter, a.id)
+			t, err := a.trusted()
+			if err != nil {
+				return err
+			}
+			d, err := sealedAt(args[0], t)
 			if err != nil {
 				return err
 			}
@@ -217,7 +234,7 @@ func (a *app) register(ctx context.Context, d *sealedDir) error {
 func (a *app) dealt(object dsse.Digest) (known, dealt bool, err error) {
 	err = a.view(func(_ *authority.Authority, s *authority.State) error {
 		if o, ok := s.Objects[object]; ok {
-			known, dealt = true, o.Epoch > 0
+			known, dealt = true, o.People.Epoch > 0
 		}
 		return nil
 	})
@@ -235,7 +252,7 @@ func (d *sealedDir) deals() (*signoff.Signed, []byte, error) {
 	if !ok || x.Charter != d.anchor || x.Object != d.objectID || x.Sealer != d.object.Sealer {
 		return nil, nil, fmt.Errorf("%s holds a %s that does not belong to object %s", path, s.Doc.Kind(), d.objectID)
 	}
-	if err := verifyPerson(d.charter, s.Envelope, x.Sealer); err != nil {
+	if err := d.verify(s.Envelope, x.Sealer); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", path, err)
 	}
 	shares, err := readBounded(filepath.Join(d.path, sharesFile), maxShares)

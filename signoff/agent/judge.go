@@ -80,9 +80,9 @@ func (p *plan) gather(s *authority.State, node Digest) error {
 		if !ok {
 			return fmt.Errorf("object %s is not in the log", id)
 		}
-		sealer, _, ok := s.Person(o.Doc.Sealer)
+		sealer, ok := s.Tokens[o.Signer]
 		if !ok {
-			return fmt.Errorf("object %s was sealed by %s, who is not in the charter", id, o.Doc.Sealer)
+			return fmt.Errorf("object %s was sealed with key %s, which is nobody's", id, o.Signer)
 		}
 		pub, err := sealer.Signing.Public()
 		if err != nil {
@@ -96,12 +96,13 @@ func (p *plan) gather(s *authority.State, node Digest) error {
 		if i < 0 {
 			return fmt.Errorf("approval %s, which it counts, does not stand in the log", id)
 		}
-		doc := p.request.Votes[i].Doc
+		vote := p.request.Votes[i]
+		doc := vote.Doc
 		if doc.Decision != signoff.Approve || people[doc.Person] {
 			return fmt.Errorf("document %s, which it counts, is no approval of one more person", id)
 		}
 		people[doc.Person] = true
-		if err := p.take(s, doc, to); err != nil {
+		if err := p.take(s, vote, to); err != nil {
 			return err
 		}
 	}
@@ -112,19 +113,20 @@ func (p *plan) gather(s *authority.State, node Digest) error {
 }
 
 // take finds one approval's shares for this node.
-func (p *plan) take(s *authority.State, doc *signoff.Approval, to Digest) error {
-	person, index, ok := s.Person(doc.Person)
-	if !ok {
-		return fmt.Errorf("%s is not a person of the charter", doc.Person)
+func (p *plan) take(s *authority.State, vote authority.Vote, to Digest) error {
+	doc := vote.Doc
+	token, ok := s.Tokens[vote.Signer]
+	if !ok || token.Person != doc.Person {
+		return fmt.Errorf("approval %s is signed with key %s, which is none of %s", vote.Approval, vote.Signer, doc.Person)
 	}
 	for _, o := range p.objects {
 		i := slices.IndexFunc(doc.Shares, func(sh signoff.Share) bool { return sh.Object == o.ID && sh.Recipient == to })
 		if i < 0 {
-			return fmt.Errorf("%s's approval carries no share of object %s for this node", person.Name, o.ID.Short())
+			return fmt.Errorf("%s's approval carries no share of object %s for this node", token.Name, o.ID.Short())
 		}
 		sh := doc.Shares[i]
 		p.people[o.ID] = append(p.people[o.ID], sealedShare{lockbox.ReleaseContext{
-			Context: lockbox.Context{Charter: s.ID, Object: o.ID, Side: lockbox.People, Epoch: sh.Epoch, Index: index, Holder: person.Exchange.Fingerprint()},
+			Context: lockbox.Context{Charter: s.ID, Object: o.ID, Side: lockbox.People, Epoch: sh.Epoch, Index: token.Index, Holder: token.Exchange.Fingerprint()},
 			Request: p.request.ID, Recipient: to,
 		}, sh.Sealed})
 	}

@@ -177,26 +177,37 @@ func wipe(shares []*lockbox.Share) {
 	}
 }
 
-// commitments reads the lockbox of an object's statement.
-func commitments(o *signoff.Object) (lockbox.Commitments, error) {
-	c := lockbox.Commitments{Salt: [32]byte(o.Lockbox.Salt)}
+// commitments is the lockbox of an object in the epochs that the shares at hand
+// are of: holders may have dealt anew since.
+func commitments(o *authority.Object, people, machines []sealedShare) (lockbox.Commitments, error) {
+	c := lockbox.Commitments{Salt: [32]byte(o.Doc.Lockbox.Salt)}
 	var err error
-	if c.People, err = lockbox.ParseSharing(o.Lockbox.People.Threshold, o.Lockbox.People.Commitments); err != nil {
+	if c.People, err = o.People.Sharing(epochOf(people)); err != nil {
 		return c, err
 	}
-	c.Machines, err = lockbox.ParseSharing(o.Lockbox.Machines.Threshold, o.Lockbox.Machines.Commitments)
+	c.Machines, err = o.Machines.Sharing(epochOf(machines))
 	return c, err
+}
+
+// epochOf is the newest epoch among shares, 0 without any. A share of another
+// one does not open with them.
+func epochOf(shares []sealedShare) uint32 {
+	var e uint32
+	for _, s := range shares {
+		e = max(e, s.where.Epoch)
+	}
+	return e
 }
 
 // combine opens both sides' shares of one object. The people's layer needs the
 // enrolled key in an approved boot, the machines' the key of this use.
 func (a *Agent) combine(ctx context.Context, in *input, people, machines []sealedShare, fresh hsm.Decrypter) error {
-	box, err := commitments(in.object.Doc)
+	if n, q := len(machines), in.object.Doc.Lockbox.Machines.Threshold; n < q {
+		return &tooFew{n, q}
+	}
+	box, err := commitments(in.object, people, machines)
 	if err != nil {
 		return err
-	}
-	if n, q := len(machines), box.Machines.Threshold(); n < q {
-		return &tooFew{n, q}
 	}
 	ours, err := openSide(ctx, fresh, box.Machines, machines)
 	if err != nil {

@@ -340,7 +340,7 @@ func (w *world) approve(person string, request signoff.Digest) *signoff.Signed {
 }
 
 func (w *world) openShare(person string, s *authority.State, o *authority.Object) *lockbox.Share {
-	blob, err := w.Client.Blob(w.t.Context(), o.Deals)
+	blob, err := w.Client.Blob(w.t.Context(), o.People.Deals)
 	w.must(err)
 	deals, err := lockbox.ParseDeals(blob)
 	w.must(err)
@@ -348,10 +348,10 @@ func (w *world) openShare(person string, s *authority.State, o *authority.Object
 	w.must(err)
 	deal, err := deals.Find(lockbox.People, id.Recipient().ID())
 	w.must(err)
-	sharing, err := lockbox.ParseSharing(o.Doc.Lockbox.People.Threshold, o.Doc.Lockbox.People.Commitments)
+	sharing, err := o.People.Sharing(o.People.Epoch)
 	w.must(err)
-	_, index, _ := s.Person(w.People[person].Doc.ID())
-	share, err := lockbox.OpenShare(w.t.Context(), id, lockbox.Context{Charter: w.ID, Object: o.ID, Side: lockbox.People, Epoch: o.Epoch, Index: index, Holder: id.Recipient().ID()}, sharing, deal)
+	m, _ := s.Person(w.People[person].Doc.ID())
+	share, err := lockbox.OpenShare(w.t.Context(), id, lockbox.Context{Charter: w.ID, Object: o.ID, Side: lockbox.People, Epoch: o.People.Epoch, Index: m.Index, Holder: id.Recipient().ID()}, sharing, deal)
 	w.must(err)
 	return share
 }

@@ -134,7 +134,7 @@ func TestAttackOnePersonTwoKeys(t *testing.T) {
 	// Bob's other key of the token, and a notary's, sign as somebody.
 	spare := l.Notaries[0].Signing
 	a := l.decides("alice", signoff.Approve, r).Doc
-	l.voids(l.signed(spare, a), "names key")
+	l.voids(l.signed(spare, a), "none of alice's")
 	stranger := *a.(*signoff.Approval)
 	stranger.Person = l.Notaries[0].Doc.ID()
 	l.voids(l.signed(spare, &stranger), "is not a person")
@@ -544,21 +544,15 @@ type dealt struct {
 // both deals and blob back.
 func (l *log) sealedWithoutBlob(name string) dealt {
 	l.t.Helper()
-	l.sealed(name) // an object whose deals are there, to leave no lucky order
-	x := *l.state().Objects[l.anyObject()].Doc
-	x.Name = name + " again"
-	d := dealt{object: l.takes(l.signed(l.People["alice"].Signing, &x)), data: []byte("deals kept back")}
-	d.blob = dsseSum(d.data)
-	d.doc = l.signed(l.People["alice"].Signing, &signoff.Deals{Charter: l.ID, Sealer: x.Sealer, Object: d.object, Epoch: 1, Blob: d.blob})
+	id, secrets := l.object(name)
+	defer secrets.Wipe()
+	deals, err := secrets.Deal(id, 1)
+	l.must(err)
+	d := dealt{object: id, doc: l.dealt(id, deals)}
+	d.blob = d.doc.Doc.(*signoff.Deals).Blob
+	d.data = l.blobs[d.blob]
+	delete(l.blobs, d.blob)
 	return d
-}
-
-func (l *log) anyObject() Digest {
-	for id := range l.state().Objects {
-		return id
-	}
-	l.t.Fatal("no object")
-	return Digest{}
 }
 
 func dsseSum(b []byte) Digest { return blobs{}.put(b) }

@@ -5,7 +5,6 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
-	"slices"
 	"strings"
 	"testing"
 
@@ -14,6 +13,7 @@ import (
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/lockbox"
 	"github.com/keyturn/keyturn/signoff/signofftest"
 )
 
@@ -206,21 +206,53 @@ func (l *log) seen() signoff.Seen {
 // sealed puts an object and its deals into the log.
 func (l *log) sealed(name string) Digest {
 	l.t.Helper()
-	sharing := func(t int) signoff.Sharing {
-		s := signoff.Sharing{Threshold: t}
-		for range t {
-			s.Commitments = append(s.Commitments, slices.Concat(signofftest.Nonce(), signofftest.Nonce()))
-		}
-		return s
+	id, secrets := l.object(name)
+	defer secrets.Wipe()
+	deals, err := secrets.Deal(id, 1)
+	l.must(err)
+	l.takes(l.dealt(id, deals))
+	return id
+}
+
+// object puts an object into the log whose shares are not dealt yet.
+func (l *log) object(name string) (Digest, *lockbox.Secrets) {
+	l.t.Helper()
+	secrets, box, err := lockbox.New(rand.Reader, l.holders())
+	l.must(err)
+	sharing := func(s lockbox.Sharing) signoff.Sharing {
+		return signoff.Sharing{Threshold: s.Threshold(), Commitments: s.Bytes()}
 	}
 	sealer := l.People["alice"]
-	id := l.takes(l.signed(sealer.Signing, &signoff.Object{
+	return l.takes(l.signed(sealer.Signing, &signoff.Object{
 		Charter: l.ID, Sealer: sealer.Doc.ID(), Name: name, Manifest: sha256.Sum256([]byte(name)), Created: began,
-		Lockbox: signoff.Lockbox{Salt: slices.Concat(signofftest.Nonce(), signofftest.Nonce()), People: sharing(3), Machines: sharing(3)},
+		Lockbox: signoff.Lockbox{Salt: box.Salt[:], People: sharing(box.People), Machines: sharing(box.Machines)},
 		Summary: signoff.Summary{Files: 2, Bytes: 1 << 40, Tensors: 3, Parameters: 7, DTypes: []string{"BF16"}},
-	}))
-	l.takes(l.signed(sealer.Signing, &signoff.Deals{Charter: l.ID, Sealer: sealer.Doc.ID(), Object: id, Epoch: 1, Blob: l.blobs.put([]byte("deals of " + name))}))
-	return id
+	})), secrets
+}
+
+// dealt is the sealer's deals of an object.
+func (l *log) dealt(object Digest, deals lockbox.Deals) *signoff.Signed {
+	l.t.Helper()
+	blob, err := dsse.Encode(deals)
+	l.must(err)
+	alice := l.People["alice"]
+	return l.signed(alice.Signing, &signoff.Deals{Charter: l.ID, Sealer: alice.Doc.ID(), Object: object, Epoch: 1, Blob: l.blobs.put(blob)})
+}
+
+// holders are the people and notaries as they are.
+func (l *log) holders() lockbox.Params {
+	l.t.Helper()
+	p := lockbox.Params{Charter: l.ID}
+	var err error
+	p.People, err = l.state().People.Holders(l.Charter.Threshold)
+	l.must(err)
+	p.Machines.Threshold = uint16(l.Charter.Quorum())
+	for i, n := range l.Notaries {
+		key, err := lockbox.P256Recipient(n.Exchange.PublicKey())
+		l.must(err)
+		p.Machines.Holders = append(p.Machines.Holders, lockbox.Holder{Index: uint16(i + 1), Key: key})
+	}
+	return p
 }
 
 // asks is a person's signed request. Fill the part in edit.
@@ -259,10 +291,10 @@ func (l *log) decides(person string, d signoff.Decision, request Digest, edits .
 	a := &signoff.Approval{Charter: l.ID, Request: request, Person: p.Doc.ID(), Decision: d, Rule: s.RuleDigest(rule), Reason: "a test",
 		Created: s.Time, Expiry: s.Time + 3600, Nonce: signofftest.Nonce(), Display: sha256.Sum256([]byte(text)), Seen: l.seen()}
 	if d == signoff.Approve {
-		_, index, _ := s.Person(p.Doc.ID())
+		m, _ := s.Person(p.Doc.ID())
 		for _, o := range r.Doc.Objects() {
 			for _, to := range s.Recipients(r.Doc) {
-				a.Shares = append(a.Shares, signoff.Share{Object: o, Epoch: s.Objects[o].Epoch, Index: index, Recipient: to, Sealed: []byte("sealed")})
+				a.Shares = append(a.Shares, signoff.Share{Object: o, Epoch: s.Objects[o].People.Epoch, Index: m.Index, Recipient: to, Sealed: []byte("sealed")})
 			}
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/keyturn/keyturn/policy"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/lockbox"
 )
 
 // A decision is one verified document at one index. decide says what it
@@ -119,7 +120,8 @@ func (d decision) saw(seen signoff.Seen) error {
 }
 
 func (d decision) charter(c *signoff.Charter) ([]change, error) {
-	compiled, err := compilePolicy(c, c.Policy)
+	people := Founders(c)
+	compiled, err := compilePolicy(people, c.Threshold, c.Policy)
 	if err != nil {
 		return nil, err
 	}
@@ -127,28 +129,24 @@ func (d decision) charter(c *signoff.Charter) ([]change, error) {
 	if err != nil {
 		return nil, err
 	}
-	signers, err := signersOf(c)
+	signers, err := signersOf(c, people)
 	if err != nil {
 		return nil, err
 	}
 	return []change{{key: "charter", value: d.id, put: func(s *State) {
 		s.Charter, s.Time, s.Policy = c, c.Created, compiled
 		s.signsLog(c.Log)
-		s.signers, s.references = signers, refs
+		s.signers, s.references, s.People = signers, refs, people
+		maps.Copy(s.Tokens, people.Tokens())
 		s.Ticks = &TickRound{Round: 1, Times: map[Digest]int64{}}
 		s.Keygen = newKeygen(1)
 	}}}, nil
 }
 
-func signersOf(c *signoff.Charter) (map[Digest]signer, error) {
-	out := map[Digest]signer{}
-	for i := range c.People {
-		p := &c.People[i]
-		pub, err := p.Signing.Public()
-		if err != nil {
-			return nil, err
-		}
-		out[p.ID()] = signer{person: p, index: uint16(i + 1), public: pub}
+func signersOf(c *signoff.Charter, people *Roster) (map[Digest]signer, error) {
+	out, err := people.signers()
+	if err != nil {
+		return nil, err
 	}
 	for i := range c.Notaries {
 		n := &c.Notaries[i]
@@ -204,7 +202,7 @@ func (d decision) object(o *signoff.Object) ([]change, error) {
 		return nil, fmt.Errorf("lockbox thresholds %d and %d, the charter says %d people and %d notaries",
 			o.Lockbox.People.Threshold, o.Lockbox.Machines.Threshold, c.Threshold, c.Quorum())
 	}
-	r := &Object{ID: d.id, Doc: o, Index: d.index}
+	r := &Object{ID: d.id, Doc: o, Signer: d.doc.Hint, Index: d.index}
 	return []change{putObject(r)}, nil
 }
 
@@ -220,17 +218,27 @@ func (d decision) deals(x *signoff.Deals) ([]change, error) {
 	if old.Doc.Sealer != x.Sealer {
 		return nil, fmt.Errorf("deals signed by %s, the object was sealed by %s", x.Sealer, old.Doc.Sealer)
 	}
-	if x.Epoch != old.Epoch+1 {
-		return nil, fmt.Errorf("deals of epoch %d, want %d", x.Epoch, old.Epoch+1)
+	if old.People.Epoch != 0 {
+		return nil, errors.New("this object's shares are dealt; the holders deal again, not the sealer")
 	}
-	if old.Epoch != 0 {
-		return nil, errors.New("this object's shares are dealt; dealing again needs a sign-off")
+	if x.Epoch != 1 {
+		return nil, fmt.Errorf("deals of epoch %d, a sealer deals epoch 1", x.Epoch)
 	}
-	if _, err := d.blob(x.Blob); err != nil {
+	blob, err := d.blob(x.Blob)
+	if err != nil {
+		return nil, err
+	}
+	deals, err := lockbox.ParseDeals(blob)
+	if err != nil {
 		return nil, err
 	}
 	r := *old
-	r.Epoch, r.Deals = x.Epoch, x.Blob
+	if r.People, err = d.state.dealtToPeople(old, x.Blob, deals.People); err != nil {
+		return nil, err
+	}
+	if r.Machines, err = d.state.dealtToNotaries(old, x.Blob, deals.Machines); err != nil {
+		return nil, err
+	}
 	return []change{putObject(&r)}, nil
 }
 
@@ -254,20 +262,16 @@ func putHalt(r *Halt) change {
 	return change{key: "halt/" + r.ID.Hex(), value: r, put: func(s *State) { s.Halts[r.ID] = r }}
 }
 
-// compilePolicy reads a policy and compiles it for the charter's people. A
-// rule that opens objects must not be satisfiable by fewer people than their
-// lockboxes need.
-func compilePolicy(c *signoff.Charter, text string) (*PolicyRecord, error) {
+// compilePolicy reads a policy and compiles it for the roster. A rule that
+// opens objects must not be satisfiable by fewer people than their lockboxes
+// need.
+func compilePolicy(people *Roster, threshold int, text string) (*PolicyRecord, error) {
 	parsed, err := policy.Parse([]byte(text))
 	if err != nil {
 		return nil, err
 	}
-	roster := policy.Roster{}
-	for _, p := range c.People {
-		roster.People = append(roster.People, policy.Person{ID: p.ID(), Name: p.Name, Organisation: p.Organisation, Roles: p.Roles, HoldsShare: true})
-	}
-	t := uint(c.Threshold)
-	compiled, err := parsed.Compile(roster, policy.Limits{MinShares: map[policy.Action]uint{
+	t := uint(threshold)
+	compiled, err := parsed.Compile(people.policyRoster(), policy.Limits{MinShares: map[policy.Action]uint{
 		policy.WeightsExport: t, policy.WeightsOpen: t, policy.TrainingLaunch: t,
 	}})
 	if err != nil {
@@ -282,7 +286,7 @@ func CheckCharter(c *signoff.Charter) error {
 	if err := c.Validate(); err != nil {
 		return err
 	}
-	if _, err := compilePolicy(c, c.Policy); err != nil {
+	if _, err := compilePolicy(Founders(c), c.Threshold, c.Policy); err != nil {
 		return err
 	}
 	_, err := parseReferences(c.References)

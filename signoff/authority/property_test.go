@@ -154,9 +154,10 @@ func TestPropertyStateDigestCommits(t *testing.T) {
 // up, stops or changes it beyond what it says.
 func FuzzApply(f *testing.F) {
 	l := ready(f)
-	r := l.takes(l.export("dave", l.sealed("model")))
+	object := l.sealed("model")
+	r := l.takes(l.export("dave", object))
 	approval := l.decides("bob", signoff.Approve, r)
-	for _, line := range append(slices.Clone(l.lines), approval.Line(), l.halts("bob", everything).Line(), l.export("bob", l.anyObject()).Line(), []byte("{}"), nil) {
+	for _, line := range append(slices.Clone(l.lines), approval.Line(), l.halts("bob", everything).Line(), l.export("bob", object).Line(), []byte("{}"), nil) {
 		f.Add(line)
 	}
 	f.Fuzz(func(t *testing.T, line []byte) {

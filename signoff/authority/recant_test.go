@@ -46,7 +46,7 @@ func TestANoCountsUnderAnyRule(t *testing.T) {
 		t.Fatalf("the request ended %q", why)
 	}
 	// But never one that was shown another log.
-	r = l.takes(l.export("erin", l.anyObject()))
+	r = l.takes(l.export("erin", l.sealed("model two")))
 	l.voids(l.decides("dave", signoff.Reject, r, func(a *signoff.Approval) { a.Seen.Root[0] ^= 1 }), "fork")
 }
 

@@ -27,7 +27,11 @@ func (d decision) recovery(r *signoff.Recovery) ([]change, error) {
 	if d.state.logKeys[r.Log.Fingerprint()] {
 		return nil, fmt.Errorf("the new log key %s was the log's before; whoever has it could go on with that branch", r.Log.Fingerprint())
 	}
-	if err := d.state.Charter.CheckLogKey(r.Log); err != nil {
+	keys, err := d.state.Keys()
+	if err != nil {
+		return nil, err
+	}
+	if err := d.state.Charter.CheckLogKey(r.Log, keys); err != nil {
 		return nil, err
 	}
 	stated := map[Digest]bool{}

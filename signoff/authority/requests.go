@@ -58,7 +58,7 @@ func (d decision) checkPart(r *signoff.Request) error {
 		}
 		return d.state.nodeKeysUnused(keys)
 	case r.Policy != nil:
-		_, err := compilePolicy(d.state.Charter, r.Policy.Policy)
+		_, err := compilePolicy(d.state.People, d.state.Charter.Threshold, r.Policy.Policy)
 		return err
 	}
 	return nil
@@ -127,7 +127,7 @@ func (d decision) approval(a *signoff.Approval) ([]change, error) {
 		}
 	}
 	rec := *old
-	vote := Vote{Approval: d.id, Index: d.index, Time: d.state.Time, Doc: a}
+	vote := Vote{Approval: d.id, Signer: d.doc.Hint, Index: d.index, Time: d.state.Time, Doc: a}
 	rec.Votes = append(slices.DeleteFunc(slices.Clone(old.Votes), func(v Vote) bool { return v.Doc.Person == a.Person }), vote)
 	if a.Decision == signoff.Withdraw && a.Person == old.Doc.Requester {
 		rec.Ended = "withdrawn by the requester"
@@ -184,12 +184,23 @@ func (s *State) Display(request Digest) (string, error) {
 }
 
 func (s *State) display(r *Request, rule *policy.Bound) string {
-	in := display.Input{Charter: s.Charter, ID: s.ID, Request: r.Doc, Digest: r.ID, Rule: rule,
+	in := display.Input{Charter: s.Charter, ID: s.ID, Request: r.Doc, Digest: r.ID, Rule: rule, People: map[Digest]*signoff.Person{}, Left: map[Digest]string{},
 		Objects: map[Digest]*signoff.Object{}, Nodes: map[Digest]display.Node{}, Halts: map[Digest]*signoff.Halt{}}
 	for _, id := range r.Doc.Objects() {
 		if o, ok := s.Objects[id]; ok {
 			in.Objects[id] = o.Doc
 		}
+	}
+	person := func(id Digest) {
+		if m, ok := s.Person(id); ok {
+			in.People[id] = &m.Person
+		} else if name := s.PersonName(id); name != "" {
+			in.Left[id] = name
+		}
+	}
+	person(r.Doc.Requester)
+	for _, o := range in.Objects {
+		person(o.Sealer)
 	}
 	named := func(id Digest) {
 		if n, ok := s.Nodes[id]; ok {
@@ -207,6 +218,7 @@ func (s *State) display(r *Request, rule *policy.Bound) string {
 		for _, id := range r.Doc.Resume.Halts {
 			if h, ok := s.Halts[id]; ok {
 				in.Halts[id] = h.Doc
+				person(h.Doc.Person)
 				named(h.Doc.Node)
 			}
 		}
@@ -250,7 +262,7 @@ func (s *State) Recipients(r *signoff.Request) []Digest {
 
 // checkShares wants exactly one share of each object for each recipient.
 func (d decision) checkShares(r *Request, a *signoff.Approval) error {
-	_, index, _ := d.state.Person(a.Person)
+	token := d.state.Tokens[d.doc.Hint]
 	type place struct{ object, recipient Digest }
 	want := map[place]bool{}
 	for _, o := range r.Doc.Objects() {
@@ -263,9 +275,12 @@ func (d decision) checkShares(r *Request, a *signoff.Approval) error {
 		if !want[p] {
 			return fmt.Errorf("a share of object %s for %s, which the request does not name, or names once", sh.Object.Short(), sh.Recipient.Short())
 		}
-		if sh.Index != index || sh.Epoch != d.state.Objects[sh.Object].Epoch {
-			return fmt.Errorf("a share with index %d of epoch %d, this person holds index %d of epoch %d",
-				sh.Index, sh.Epoch, index, d.state.Objects[sh.Object].Epoch)
+		held := d.state.Objects[sh.Object].People
+		if sh.Index != token.Index || sh.Epoch != held.Epoch {
+			return fmt.Errorf("a share with index %d of epoch %d, this person holds index %d of epoch %d", sh.Index, sh.Epoch, token.Index, held.Epoch)
+		}
+		if held.Holders[token.Exchange.Fingerprint()] != token.Index {
+			return fmt.Errorf("no share of object %s was dealt to this token of %s; see keyturn weights redeal", sh.Object.Short(), token.Name)
 		}
 		delete(want, p)
 	}
@@ -284,14 +299,31 @@ func (s *State) Evaluate(r *Request) (*policy.Bound, policy.Result, error) {
 	digest := s.RuleDigest(rule)
 	var votes []policy.Vote
 	for _, v := range r.Votes {
-		// A no counts under every rule, a yes under its own.
-		if v.Doc.Rule != digest && v.Doc.Decision == signoff.Approve {
+		if v.Doc.Decision == signoff.Approve && s.stale(v, digest) != nil {
 			continue
 		}
 		votes = append(votes, policy.Vote{Person: v.Doc.Person, Decision: policy.Decision(v.Doc.Decision), Time: v.Time, Expiry: v.Doc.Expiry})
 	}
 	req := policy.Request{Requester: r.Doc.Requester, Created: r.Time, Expiry: r.Doc.Expiry}
 	return rule, rule.Evaluate(req, votes, s.Time), nil
+}
+
+// stale says why an approval that stands in the log no longer counts. A no
+// counts for good; a yes only under its own rule, from a token that its person
+// still has, and with shares that fit those of the others.
+func (s *State) stale(v Vote, rule Digest) error {
+	if v.Doc.Rule != rule {
+		return fmt.Errorf("made under rule %s, the rule in force is %s", v.Doc.Rule.Short(), rule.Short())
+	}
+	if !s.Counts(v.Signer, v.Doc.Person) {
+		return fmt.Errorf("signed with key %s, which counts no longer", v.Signer.Short())
+	}
+	for _, sh := range v.Doc.Shares {
+		if now := s.Objects[sh.Object].People.Epoch; sh.Epoch != now {
+			return fmt.Errorf("carries a share of epoch %d, the shares of object %s were dealt anew in epoch %d", sh.Epoch, sh.Object.Short(), now)
+		}
+	}
+	return nil
 }
 
 // settle looks again at the requests that the entry may have changed: those it

@@ -2,6 +2,7 @@ package authority
 
 import (
 	"crypto"
+	"fmt"
 	"maps"
 	"slices"
 
@@ -10,6 +11,7 @@ import (
 	"github.com/keyturn/keyturn/policy"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/lockbox"
 )
 
 // Digest is a SHA-256 value, written sha256:<hex>.
@@ -29,6 +31,8 @@ type State struct {
 	Recovered  uint64 // size of the log with the last Recovery in it, 0 if none
 
 	Accepted  map[Digest]bool
+	People    *Roster
+	Tokens    map[Digest]Owned // every token of people there ever was, by signing key
 	Policy    *PolicyRecord
 	Keygen    *Keygen
 	Group     *frost.Group // nil until the key generation is complete
@@ -43,7 +47,7 @@ type State struct {
 	Epoch     *Epoch
 	Documents map[Digest]uint64 // documents that took effect, with their index
 
-	signers    map[Digest]signer // people, notaries and the group, by fingerprint
+	signers    map[Digest]signer // whose word counts now: people, notaries and the group, by signing key
 	groupID    Digest            // fingerprint of the group key
 	logKeys    map[Digest]bool   // every key that ever signed checkpoints, by fingerprint
 	references []*attest.ReferenceSet
@@ -75,6 +79,7 @@ type Request struct {
 // A Vote is one person's latest decision on one request.
 type Vote struct {
 	Approval Digest            `json:"approval"`
+	Signer   Digest            `json:"signer"` // the signing key
 	Index    uint64            `json:"index"`
 	Time     int64             `json:"time"` // the fold's, at Index
 	Doc      *signoff.Approval `json:"-"`
@@ -98,13 +103,31 @@ type Warrant struct {
 	Exported bool             `json:"exported"`
 }
 
-// An Object is sealed weights whose deals are known.
+// An Object is sealed weights and who holds its shares.
 type Object struct {
-	ID    Digest          `json:"id"`
-	Doc   *signoff.Object `json:"-"`
-	Index uint64          `json:"index"`
-	Epoch uint32          `json:"epoch"` // of the latest deals; 0 = none yet
-	Deals Digest          `json:"deals"` // blob
+	ID       Digest          `json:"id"`
+	Doc      *signoff.Object `json:"-"`
+	Signer   Digest          `json:"signer"` // the sealer's signing key
+	Index    uint64          `json:"index"`
+	People   Holding         `json:"people"`
+	Machines Holding         `json:"machines"`
+}
+
+// A Holding is one side's shares by the latest dealing that is complete.
+type Holding struct {
+	Epoch    uint32            `json:"epoch"` // 0: not dealt yet
+	Deals    Digest            `json:"deals"` // blob
+	Holders  map[Digest]uint16 `json:"-"`     // share indices by the keys they are dealt to
+	Sharings []lockbox.Sharing `json:"-"`     // commitments by epoch, from 1
+}
+
+// Sharing returns the commitments of an epoch, for shares of that time: those
+// that were sealed to a recipient then go on to open the object.
+func (h Holding) Sharing(epoch uint32) (lockbox.Sharing, error) {
+	if epoch == 0 || int(epoch) > len(h.Sharings) {
+		return nil, fmt.Errorf("shares of epoch %d, the object is in epoch %d", epoch, h.Epoch)
+	}
+	return h.Sharings[epoch-1], nil
 }
 
 // A Node is an enrolled machine.
@@ -175,12 +198,12 @@ func (e *Epoch) Lease(node Digest) (Lease, int, bool) {
 	return e.Leases[i], i, true
 }
 
-// A signer is a person or a notary of the charter, or, with neither, the
+// A signer is a person of the roster or a notary, or, with neither, the
 // notaries' group.
 type signer struct {
-	person *signoff.Person
+	member *Member
 	notary *signoff.Notary
-	index  uint16 // place in the charter's list, from 1
+	index  uint16 // the notary's place in the charter's list, from 1
 	public crypto.PublicKey
 }
 
@@ -188,15 +211,8 @@ func newState(id Digest) *State {
 	return &State{
 		ID: id, Accepted: map[Digest]bool{}, Requests: map[Digest]*Request{}, Warrants: map[Digest]*Warrant{},
 		Objects: map[Digest]*Object{}, Nodes: map[Digest]*Node{}, Claims: map[Digest]*Claim{}, Halts: map[Digest]*Halt{},
-		Releases: map[Digest][]*signoff.Release{}, Documents: map[Digest]uint64{}, signers: map[Digest]signer{}, logKeys: map[Digest]bool{},
+		Releases: map[Digest][]*signoff.Release{}, Documents: map[Digest]uint64{}, signers: map[Digest]signer{}, Tokens: map[Digest]Owned{}, logKeys: map[Digest]bool{},
 	}
-}
-
-// Person returns the person with the given signing fingerprint and the
-// person's index among share holders, from 1.
-func (s *State) Person(id Digest) (*signoff.Person, uint16, bool) {
-	g, ok := s.signers[id]
-	return g.person, g.index, ok && g.person != nil
 }
 
 // Notary returns the notary with the given signing fingerprint and its index
@@ -204,16 +220,6 @@ func (s *State) Person(id Digest) (*signoff.Person, uint16, bool) {
 func (s *State) Notary(id Digest) (*signoff.Notary, uint16, bool) {
 	g, ok := s.signers[id]
 	return g.notary, g.index, ok && g.notary != nil
-}
-
-// PersonNamed finds a person by name.
-func (s *State) PersonNamed(name string) (*signoff.Person, bool) {
-	for i := range s.Charter.People {
-		if s.Charter.People[i].Name == name {
-			return &s.Charter.People[i], true
-		}
-	}
-	return nil, false
 }
 
 // NodeNamed finds an enrolled node by name.
@@ -240,7 +246,7 @@ func (s *State) Halted(request, node Digest) (*Halt, bool) {
 // lockboxReady returns the object if its shares are dealt.
 func (s *State) lockboxReady(object Digest) (*Object, bool) {
 	o, ok := s.Objects[object]
-	return o, ok && o.Epoch > 0
+	return o, ok && o.People.Epoch > 0 && o.Machines.Epoch > 0
 }
 
 func compareDigests(a, b Digest) int { return slices.Compare(a[:], b[:]) }

@@ -91,11 +91,21 @@ func (s *State) verifySigner(p prepared) error {
 }
 
 func (s *State) byPerson(p prepared, id Digest) error {
-	g, ok := s.signers[id]
-	if !ok || g.person == nil {
-		return fmt.Errorf("%s is not a person of this charter", id)
+	m, ok := s.Person(id)
+	if !ok {
+		return s.nobody(id)
 	}
-	return p.bySigner(id, g)
+	if g, ok := s.signers[p.doc.Hint]; ok && g.member == m {
+		return p.bySigner(p.doc.Hint, g)
+	}
+	return fmt.Errorf("signed with key %s, which is none of %s's", p.doc.Hint, m.Name)
+}
+
+func (s *State) nobody(id Digest) error {
+	if name := s.PersonName(id); name != "" {
+		return fmt.Errorf("%s (%s) is no longer a person of this cluster, since entry %d or before", name, id, s.People.Index)
+	}
+	return fmt.Errorf("%s is not a person of this cluster", id)
 }
 
 func (s *State) byNotary(p prepared, id Digest) error {

@@ -108,7 +108,7 @@ func (d decision) effect(r *Request) ([]change, error) {
 		n.Retired = true
 		return []change{putNode(&n)}, nil
 	case doc.Policy != nil:
-		p, err := compilePolicy(s.Charter, doc.Policy.Policy)
+		p, err := compilePolicy(s.People, s.Charter.Threshold, doc.Policy.Policy)
 		if err != nil {
 			return nil, err
 		}
@@ -202,7 +202,7 @@ func (d decision) checkRelease(r *signoff.Release, req *Request, key, recipient 
 	if r.Share.Index != index {
 		return fmt.Errorf("share index %d, this notary holds %d", r.Share.Index, index)
 	}
-	if !contains(req.Doc.Objects(), r.Share.Object) || r.Share.Epoch != d.state.Objects[r.Share.Object].Epoch {
+	if !contains(req.Doc.Objects(), r.Share.Object) || r.Share.Epoch != d.state.Objects[r.Share.Object].Machines.Epoch {
 		return fmt.Errorf("object %s of epoch %d is not what the warrant opens", r.Share.Object, r.Share.Epoch)
 	}
 	for _, have := range d.state.Releases[key] {

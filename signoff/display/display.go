@@ -35,6 +35,8 @@ type Input struct {
 	Request *signoff.Request
 	Digest  dsse.Digest // the request's
 	Rule    *policy.Bound
+	People  map[dsse.Digest]*signoff.Person // who belongs, by id
+	Left    map[dsse.Digest]string          // names of those who belonged once
 	Objects map[dsse.Digest]*signoff.Object
 	Nodes   map[dsse.Digest]Node
 	Halts   map[dsse.Digest]*signoff.Halt
@@ -169,10 +171,11 @@ func tree(t policy.Tree, depth int) []string {
 }
 
 func (in Input) person(id dsse.Digest) string {
-	for _, p := range in.Charter.People {
-		if p.ID() == id {
-			return fmt.Sprintf("%s (%s of %s), %s", p.Name, strings.Join(p.Roles, ", "), p.Organisation, class(p.Signing))
-		}
+	if p, ok := in.People[id]; ok {
+		return fmt.Sprintf("%s (%s of %s), %s", p.Name, strings.Join(p.Roles, ", "), p.Organisation, classes(p.Tokens()))
+	}
+	if name, ok := in.Left[id]; ok {
+		return name + ", who has left, " + id.String()
 	}
 	return "UNKNOWN " + id.String()
 }
@@ -207,6 +210,16 @@ func (in Input) halt(w *writer, id dsse.Digest) {
 }
 
 func class(k signoff.PublicKey) string { return string(k.Class) + " key" }
+
+// classes names the signing keys' classes, the spare tokens' too: a vote is
+// worth what the weakest of them is.
+func classes(tokens []signoff.Token) string {
+	words := []string{class(tokens[0].Signing)}
+	for _, t := range tokens[1:] {
+		words = append(words, "spare "+class(t.Signing))
+	}
+	return strings.Join(words, ", ")
+}
 
 // when writes a time in UTC with its number, so that nobody has to trust a
 // time zone.

@@ -31,8 +31,8 @@ func key(name string) signoff.PublicKey {
 }
 
 var charter = &signoff.Charter{Name: "lab", Development: true, People: []signoff.Person{
-	{Name: "alice", Organisation: "lab", Roles: []string{"research"}, Signing: key("alice")},
-	{Name: "bob", Organisation: "watch", Roles: []string{"safety", "security"}, Signing: key("bob")},
+	{Name: "alice", Organisation: "lab", Roles: []string{"research"}, Token: signoff.Token{Signing: key("alice")}},
+	{Name: "bob", Organisation: "watch", Roles: []string{"safety", "security"}, Token: signoff.Token{Signing: key("bob")}},
 }}
 
 const rules = `version: 1
@@ -54,7 +54,7 @@ func rule(t testing.TB, action string) *policy.Bound {
 		t.Fatal(err)
 	}
 	roster := policy.Roster{}
-	for _, x := range append(charter.People, signoff.Person{Name: "carol", Organisation: "third", Roles: []string{"safety", "research"}, Signing: key("carol")}) {
+	for _, x := range append(charter.People, signoff.Person{Name: "carol", Organisation: "third", Roles: []string{"safety", "research"}, Token: signoff.Token{Signing: key("carol")}}) {
 		roster.People = append(roster.People, policy.Person{ID: x.ID(), Name: x.Name, Organisation: x.Organisation, Roles: x.Roles, HoldsShare: true})
 	}
 	c, err := p.Compile(roster, policy.Limits{})
@@ -76,6 +76,7 @@ func input(t testing.TB, action string, edit func(*signoff.Request)) display.Inp
 	edit(r)
 	return display.Input{
 		Charter: charter, ID: digest("charter"), Request: r, Digest: digest("request"), Rule: rule(t, action),
+		People: map[Digest]*signoff.Person{charter.People[0].ID(): &charter.People[0], charter.People[1].ID(): &charter.People[1]},
 		Objects: map[Digest]*signoff.Object{digest("object"): {Sealer: charter.People[1].ID(), Name: "model-7b", Manifest: digest("manifest"),
 			Summary: signoff.Summary{Files: 3, Bytes: 14 << 30, Tensors: 291, Parameters: 7_000_000_000, DTypes: []string{"BF16", "F32"}}}},
 		Nodes: map[Digest]display.Node{digest("n1"): {Name: "node-1"}, digest("n2"): {Name: "node-2", Emulated: true}},

@@ -105,7 +105,7 @@ func (n *Notary) due(l look, r *authority.Request, warrant, claim Digest, to *ec
 // release opens this notary's share with one operation of its token, checks
 // it against the object's commitments and seals it to the recipient.
 func (n *Notary) release(ctx context.Context, d dueRelease) error {
-	blob, err := n.cfg.Client.Blob(ctx, d.object.Deals)
+	blob, err := n.cfg.Client.Blob(ctx, d.object.Machines.Deals)
 	if err != nil {
 		return err
 	}
@@ -121,8 +121,7 @@ func (n *Notary) release(ctx context.Context, d dueRelease) error {
 	if err != nil {
 		return err
 	}
-	machines := d.object.Doc.Lockbox.Machines
-	sharing, err := lockbox.ParseSharing(machines.Threshold, machines.Commitments)
+	sharing, err := d.object.Machines.Sharing(d.object.Machines.Epoch)
 	if err != nil {
 		return err
 	}
@@ -130,7 +129,7 @@ func (n *Notary) release(ctx context.Context, d dueRelease) error {
 	if err != nil {
 		return err
 	}
-	where := lockbox.Context{Charter: n.cfg.Charter, Object: d.object.ID, Side: lockbox.Machines, Epoch: d.object.Epoch, Index: n.index, Holder: holder}
+	where := lockbox.Context{Charter: n.cfg.Charter, Object: d.object.ID, Side: lockbox.Machines, Epoch: d.object.Machines.Epoch, Index: n.index, Holder: holder}
 	share, err := lockbox.OpenShare(ctx, id, where, sharing, deal)
 	if err != nil {
 		return err
@@ -145,5 +144,5 @@ func (n *Notary) release(ctx context.Context, d dueRelease) error {
 		return err
 	}
 	return n.append(ctx, &signoff.Release{Charter: n.cfg.Charter, Notary: n.id, Warrant: d.warrant, Claim: d.claim,
-		Share: signoff.Share{Object: d.object.ID, Epoch: d.object.Epoch, Index: n.index, Recipient: to.ID(), Sealed: sealed}})
+		Share: signoff.Share{Object: d.object.ID, Epoch: d.object.Machines.Epoch, Index: n.index, Recipient: to.ID(), Sealed: sealed}})
 }

@@ -188,7 +188,7 @@ func (c *Cluster) public(pub any) signoff.PublicKey {
 
 func (c *Cluster) addPerson(name, org string, roles []string) {
 	p := &Person{Name: name, Signing: c.key(name, hsm.KindP256), Exchange: c.exchange(name + "-x")}
-	p.Doc = signoff.Person{Name: name, Organisation: org, Roles: roles, Signing: c.public(p.Signing.Public()), Exchange: c.public(p.Exchange.PublicKey())}
+	p.Doc = signoff.Person{Name: name, Organisation: org, Roles: roles, Token: signoff.Token{Signing: c.public(p.Signing.Public()), Exchange: c.public(p.Exchange.PublicKey())}}
 	c.People[name] = p
 	c.Charter.People = append(c.Charter.People, p.Doc)
 }

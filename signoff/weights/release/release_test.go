@@ -165,10 +165,10 @@ func TestAttacks(t *testing.T) {
 		{"ApprovalUnderOtherRule", "under rule", func(b *release.Bundle) {
 			b.Approvals = append(b.Approvals, lines(w.Approve("erin", o, request, to, func(a *signoff.Approval) { a.Rule = w.ID }))...)
 		}},
-		{"ApprovalByNobody", "not a person", func(b *release.Bundle) {
+		{"ApprovalByNobody", "none of person", func(b *release.Bundle) {
 			b.Approvals = append(b.Approvals, lines(w.Approve("erin", o, request, to, func(a *signoff.Approval) { a.Person = w.ID }))...)
 		}},
-		{"ApprovalInAnothersName", "names key", func(b *release.Bundle) {
+		{"ApprovalInAnothersName", "none of person", func(b *release.Bundle) {
 			b.Approvals = append(b.Approvals, lines(w.Approve("erin", o, request, to, func(a *signoff.Approval) { a.Person = w.People["alice"].Doc.ID() }))...)
 		}},
 		{"AnothersShare", "want share 5", func(b *release.Bundle) {

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/lockbox"
 	"github.com/keyturn/keyturn/signoff/proof"
 )
@@ -16,6 +17,8 @@ import (
 type Release struct {
 	CharterID Digest
 	Charter   *signoff.Charter
+	People    *authority.Roster          // when the warrant was issued
+	Tokens    map[Digest]authority.Owned // of people until then, by signing key
 	ObjectID  Digest
 	Object    *signoff.Object
 	RequestID Digest
@@ -92,19 +95,18 @@ func (v *verifier) charter() error {
 	if !ok {
 		return fmt.Errorf("a %s stands where the charter belongs", s.Doc.Kind())
 	}
-	v.r.Charter = c
+	v.r.Charter, v.r.People = c, authority.Founders(c)
+	v.r.Tokens = v.r.People.Tokens()
 	return nil
 }
 
-// person checks that one of the charter's people signed, and returns the
-// person's place in the charter, from 1.
-func (v *verifier) person(s *signoff.Signed, id Digest) (*signoff.Person, uint16, error) {
-	for i := range v.r.Charter.People {
-		if p := &v.r.Charter.People[i]; p.ID() == id {
-			return p, uint16(i + 1), signedBy(s, p.Signing)
-		}
+// person checks that the person signed, and returns the token that did.
+func (v *verifier) person(s *signoff.Signed, id Digest) (authority.Owned, error) {
+	t, ok := v.r.Tokens[s.Hint]
+	if !ok || t.Person != id {
+		return t, fmt.Errorf("signed with key %s, which is none of person %s", s.Hint, id)
 	}
-	return nil, 0, fmt.Errorf("%s is not a person of the charter", id)
+	return t, signedBy(s, t.Signing)
 }
 
 // notary is person for notaries.
@@ -130,7 +132,7 @@ func (v *verifier) object() error {
 	if err != nil {
 		return err
 	}
-	if _, _, err := v.person(s, o.Sealer); err != nil {
+	if _, err := v.person(s, o.Sealer); err != nil {
 		return err
 	}
 	c := v.r.Charter
@@ -147,7 +149,7 @@ func (v *verifier) request() error {
 	if err != nil {
 		return err
 	}
-	if _, _, err := v.person(s, q.Requester); err != nil {
+	if _, err := v.person(s, q.Requester); err != nil {
 		return err
 	}
 	if q.Export == nil {
@@ -288,7 +290,7 @@ func (v *verifier) approvals() error {
 		if err != nil {
 			return err
 		}
-		p, index, err := v.person(s, a.Person)
+		p, err := v.person(s, a.Person)
 		if err != nil {
 			return err
 		}
@@ -299,7 +301,7 @@ func (v *verifier) approvals() error {
 		if a.Decision != signoff.Approve || a.Request != v.r.RequestID || a.Rule != v.r.Warrant.Rule {
 			return fmt.Errorf("%s signed %s for request %s under rule %s, the warrant is for %s under %s", p.Name, a.Decision, a.Request, a.Rule, v.r.RequestID, v.r.Warrant.Rule)
 		}
-		share, err := v.share(lockbox.People, index, p.Exchange, a.Shares...)
+		share, err := v.share(lockbox.People, p.Index, p.Exchange, a.Shares...)
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.Name, err)
 		}

@@ -1,0 +1,75 @@
+package authority
+
+import (
+	"fmt"
+
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/lockbox"
+)
+
+// dealtToPeople is the people's side as the sealer dealt it. A sealer without a
+// network may have dealt before the last change of people; enough of those who
+// are here must hold a share to deal on.
+func (s *State) dealtToPeople(o *Object, blob Digest, deals []lockbox.Deal) (Holding, error) {
+	known := map[Digest]uint16{}
+	for _, t := range s.Tokens {
+		known[t.Exchange.Fingerprint()] = t.Index
+	}
+	h, err := dealt(o, blob, lockbox.People, o.Doc.Lockbox.People, deals, known)
+	if err != nil {
+		return h, err
+	}
+	if n, t := len(s.holdersHere(h)), s.Charter.Threshold; n < t {
+		return h, fmt.Errorf("%d people of this cluster hold a share, it takes %d; seal anew", n, t)
+	}
+	return h, nil
+}
+
+// dealtToNotaries is the machines' side as the sealer dealt it: to every
+// notary.
+func (s *State) dealtToNotaries(o *Object, blob Digest, deals []lockbox.Deal) (Holding, error) {
+	known := map[Digest]uint16{}
+	for i, n := range s.Charter.Notaries {
+		known[n.Exchange.Fingerprint()] = uint16(i + 1)
+	}
+	h, err := dealt(o, blob, lockbox.Machines, o.Doc.Lockbox.Machines, deals, known)
+	if err == nil && len(h.Holders) != len(known) {
+		err = fmt.Errorf("dealt to %d notaries, there are %d", len(h.Holders), len(known))
+	}
+	return h, err
+}
+
+// dealt checks deals by what they say of themselves: of this object and side,
+// in epoch 1, each to a known key under its index. What is sealed in them only
+// their holders can tell.
+func dealt(o *Object, blob Digest, side lockbox.Side, sealed signoff.Sharing, deals []lockbox.Deal, known map[Digest]uint16) (Holding, error) {
+	sharing, err := lockbox.ParseSharing(sealed.Threshold, sealed.Commitments)
+	if err != nil {
+		return Holding{}, err
+	}
+	out := Holding{Epoch: 1, Deals: blob, Holders: map[Digest]uint16{}, Sharings: []lockbox.Sharing{sharing}}
+	for _, d := range deals {
+		switch {
+		case d.Index == 0 || known[d.Holder] != d.Index:
+			return out, fmt.Errorf("a share %d of side %s dealt to key %s, which holds no such share", d.Index, side, d.Holder)
+		case d.Object != o.ID || d.Side != side || d.Epoch != out.Epoch:
+			return out, fmt.Errorf("a share of side %s of object %s in epoch %d among those of side %s of %s in epoch %d", d.Side, d.Object.Short(), d.Epoch, side, o.ID.Short(), out.Epoch)
+		}
+		out.Holders[d.Holder] = d.Index
+	}
+	return out, nil
+}
+
+// holdersHere are the share indices of those of the roster who hold a share on
+// a token that they still have.
+func (s *State) holdersHere(h Holding) map[uint16]bool {
+	out := map[uint16]bool{}
+	for _, m := range s.People.Members {
+		for _, t := range m.Tokens() {
+			if h.Holders[t.Exchange.Fingerprint()] == m.Index {
+				out[m.Index] = true
+			}
+		}
+	}
+	return out
+}
