@@ -8,6 +8,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -66,14 +67,21 @@ log but not yet final.`,
 		weightsCmd(a),
 		runCmd(a), nodeCmd(a),
 	)
-	for _, c := range root.Commands() {
-		strictArgs(c)
-	}
+	strictArgs(root)
 	return root
 }
 
 // usage marks an error as wrong usage.
 func usage(err error) error { return &ui.Exit{Err: err, Code: ui.ExitUsage} }
+
+// unknownCommand says which command was meant, if that can be guessed.
+func unknownCommand(group *cobra.Command, name string) error {
+	hint := group.CommandPath() + " --help lists the commands"
+	if like := group.SuggestionsFor(name); len(like) > 0 {
+		hint = "did you mean " + group.CommandPath() + " " + like[0] + "?"
+	}
+	return usage(ui.WithHint(fmt.Errorf("%s has no command %q", group.CommandPath(), name), "%s", hint))
+}
 
 // strictArgs makes wrong arguments and missing flags exit as wrong usage, and
 // a command group without a subcommand too.
@@ -85,14 +93,18 @@ func strictArgs(c *cobra.Command) {
 				err = cmd.ValidateRequiredFlags()
 			}
 			if err != nil {
-				return usage(err)
+				return usage(ui.WithHint(err, "usage: %s", cmd.UseLine()))
 			}
 			return nil
 		}
 	}
 	if c.HasSubCommands() && c.RunE == nil {
+		c.Args, c.SuggestionsMinimumDistance = cobra.ArbitraryArgs, 2
 		c.RunE = func(cmd *cobra.Command, args []string) error {
-			if err := cmd.Help(); err != nil {
+			if len(args) > 0 {
+				return unknownCommand(cmd, args[0])
+			}
+			if err := cmd.Help(); err != nil || !cmd.HasParent() {
 				return err
 			}
 			return usage(errors.New("name one of the commands above"))
