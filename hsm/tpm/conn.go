@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/keyturn/keyturn/hsm"
@@ -42,11 +43,13 @@ func dial(path string) (*conn, error) {
 	if !filepath.IsAbs(path) {
 		return nil, fmt.Errorf("tpm: open %q: want /dev/tpmrm0 or unix:/PATH", path)
 	}
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	// Not by os.OpenFile, which makes it non-blocking: the kernel's TPM devices
+	// then take a command and read as ended until it was carried out.
+	fd, err := syscall.Open(path, syscall.O_RDWR|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("tpm: open %q: %w: %w", path, hsm.ErrGone, err)
 	}
-	return &conn{rwc: f}, nil
+	return &conn{rwc: os.NewFile(uintptr(fd), path)}, nil
 }
 
 // Send implements go-tpm's transport.TPM.
