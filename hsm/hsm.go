@@ -21,6 +21,8 @@ import (
 	"crypto/hpke"
 	"errors"
 	"fmt"
+
+	"github.com/keyturn/keyturn/hsm/secret"
 )
 
 // The ways in which a key says no. Backends wrap them with what was attempted;
@@ -50,8 +52,8 @@ var (
 
 // PIN asks a person or a protected store for a PIN. The prompt names the token
 // and says what is unusual about its state. The caller of a PIN wipes what it
-// returns after use; an error or an empty PIN means no.
-type PIN func(ctx context.Context, prompt string) ([]byte, error)
+// returns after use; an error or nothing means no.
+type PIN func(ctx context.Context, prompt string) (*secret.Buffer, error)
 
 // Info describes where a key lives. It is shown to people and copied into
 // documents, so backends put only printable text into it.

@@ -22,13 +22,14 @@ import (
 	"filippo.io/age/plugin"
 
 	"github.com/keyturn/keyturn/cmd/internal/keys"
+	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/signoff/lockbox"
 	"github.com/keyturn/keyturn/signoff/weights"
 	"github.com/keyturn/keyturn/signoff/weights/release"
 )
 
 func main() {
-	if err := keys.Harden(); err != nil {
+	if err := secret.Harden(); err != nil {
 		fmt.Fprintf(os.Stderr, "age-plugin-keyturn: %v\n", err)
 		os.Exit(1)
 	}
@@ -41,9 +42,12 @@ func run() int {
 		fmt.Fprintf(os.Stderr, "age-plugin-keyturn: %v\n", err)
 		return 1
 	}
-	ring := keys.New(func(_ context.Context, prompt string) ([]byte, error) {
-		pin, err := p.RequestValue(prompt, true)
-		return []byte(pin), err
+	ring := keys.New(func(_ context.Context, prompt string) (*secret.Buffer, error) {
+		pin, err := p.RequestValue(prompt, true) // a string, which nobody can wipe
+		if err != nil {
+			return nil, err
+		}
+		return secret.Take([]byte(pin))
 	})
 	defer ring.Close()
 	p.HandleIdentity(func(data []byte) (age.Identity, error) {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/hsm/token"
 	"github.com/keyturn/keyturn/signoff/lockbox"
 )
@@ -57,7 +58,7 @@ func openToken(t testing.TB, bin string) (*token.Token, *ecdh.PublicKey) {
 	t.Setenv("SOFTHSM2_CONF", conf)
 	ctx, cfg := context.Background(), token.Config{Helper: helper, Module: softHSM}
 	must(t, token.Init(ctx, cfg, "partner", []byte("officer-pin-1"), []byte(userPIN)))
-	tok, err := token.Open(ctx, cfg, "pkcs11:token=partner", func(context.Context, string) ([]byte, error) { return []byte(userPIN), nil })
+	tok, err := token.Open(ctx, cfg, "pkcs11:token=partner", func(context.Context, string) (*secret.Buffer, error) { return secret.Take([]byte(userPIN)) })
 	must(t, err)
 	t.Cleanup(func() { tok.Close() })
 	key, err := tok.Generate(ctx, "open", hsm.KindECDH)
@@ -91,7 +92,7 @@ func BenchmarkRelease(b *testing.B) {
 	must(b, err)
 	where := lockbox.Context{Charter: params.Charter, Object: [32]byte{2}, Side: lockbox.People, Epoch: 1, Index: 1, Holder: id.Recipient().ID()}
 	to := other()
-	peer := secret(b)
+	peer := stranger(b)
 	var bare time.Duration
 	for b.Loop() {
 		share, err := lockbox.OpenShare(b.Context(), id, where, box.People, deals.People[0])
@@ -109,7 +110,7 @@ func BenchmarkRelease(b *testing.B) {
 	b.ReportMetric(b.Elapsed().Seconds()*1000/float64(b.N), "release-ms")
 }
 
-func secret(b *testing.B) *ecdh.PublicKey {
+func stranger(b *testing.B) *ecdh.PublicKey {
 	k, err := ecdh.P256().GenerateKey(rand.Reader)
 	must(b, err)
 	return k.PublicKey()

@@ -14,14 +14,13 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
-
 	"github.com/keyturn/keyturn/attest/tpm"
 	"github.com/keyturn/keyturn/cmd/internal/config"
 	"github.com/keyturn/keyturn/cmd/internal/ui"
+	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/policy/enforce/linux"
 	"github.com/keyturn/keyturn/signoff/agent"
+	"github.com/spf13/cobra"
 )
 
 // program is one start of it.
@@ -44,7 +43,8 @@ func main() {
 func (p *program) runCmd() *cobra.Command {
 	return &cobra.Command{Use: "run", Short: "be this node's agent until told to end", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := harden(); err != nil {
+			// Keys of weights are computed here.
+			if err := errors.Join(secret.Harden(), secret.LockProcess()); err != nil {
 				return err
 			}
 			cfg, group, err := p.load()
@@ -127,14 +127,4 @@ func (p *program) load() (agent.Config, string, error) {
 	}
 	cfg.TPM, err = tpm.Open(conf.TPM)
 	return cfg, conf.Cgroup, err
-}
-
-// harden keeps this process's memory, which holds keys of weights for a
-// moment, out of core dumps and other processes' reach. The limit is one byte:
-// zero does not stop dumps into a pipe.
-func harden() error {
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("make the process undumpable: %w", err)
-	}
-	return unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: 1, Max: 1})
 }

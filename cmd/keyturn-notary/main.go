@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/signal"
 	"syscall"
@@ -13,6 +14,7 @@ import (
 	"github.com/keyturn/keyturn/cmd/internal/config"
 	"github.com/keyturn/keyturn/cmd/internal/keys"
 	"github.com/keyturn/keyturn/cmd/internal/ui"
+	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/api"
 	"github.com/keyturn/keyturn/signoff/dsse"
@@ -64,9 +66,6 @@ func (o *options) init() error {
 }
 
 func (o *options) run(ctx context.Context) error {
-	if err := keys.Harden(); err != nil {
-		return err
-	}
 	n, closeKeys, err := o.open(ctx)
 	if err != nil {
 		return err
@@ -76,8 +75,12 @@ func (o *options) run(ctx context.Context) error {
 }
 
 // open opens the four keys, each pinned to what the charter says of this
-// notary.
+// notary. The process is locked in memory first: what it computes with a share
+// must not be swapped out.
 func (o *options) open(ctx context.Context) (*notary.Notary, func(), error) {
+	if err := errors.Join(secret.Harden(), secret.LockProcess()); err != nil {
+		return nil, nil, err
+	}
 	c, charter, id, err := o.load()
 	if err != nil {
 		return nil, nil, err

@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/hsm/token/module"
 )
 
@@ -29,9 +30,12 @@ func run() error {
 	if len(os.Args) != 1 {
 		return fmt.Errorf("takes no arguments, got %d; it is started by other keyturn programs", len(os.Args)-1)
 	}
-	if err := module.Harden(); err != nil {
+	if err := secret.Harden(); err != nil {
 		return err
 	}
+	// The PIN is in locked memory in any case. What the module copies is where
+	// the limit on locked memory allows it.
+	_ = secret.LockProcess()
 	conn := os.NewFile(socket, "client")
 	stat, err := conn.Stat()
 	if err != nil || stat.Mode()&os.ModeSocket == 0 {

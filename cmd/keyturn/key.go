@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -31,14 +30,13 @@ func keyInitCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			so = bytes.Clone(so)
-			defer clear(so)
+			defer so.Wipe()
 			user, err := ask(ctx, "user PIN for "+label)
 			if err != nil {
 				return err
 			}
-			defer clear(user)
-			return token.Init(ctx, token.Config{Module: module}, label, so, user)
+			defer user.Wipe()
+			return token.Init(ctx, token.Config{Module: module}, label, so.Bytes(), user.Bytes())
 		}}
 	cmd.Flags().StringVar(&module, "module", "", "absolute path of the PKCS#11 module")
 	cmd.Flags().StringVar(&label, "label", "", "label to give the token")

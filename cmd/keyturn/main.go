@@ -16,12 +16,12 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/keyturn/keyturn/cmd/internal/keys"
 	"github.com/keyturn/keyturn/cmd/internal/ui"
+	"github.com/keyturn/keyturn/hsm/secret"
 )
 
 func main() {
-	if err := keys.Harden(); err != nil {
+	if err := secret.Harden(); err != nil {
 		os.Exit(ui.New().Report("keyturn", err))
 	}
 	os.Exit(run(os.Args[1:]))

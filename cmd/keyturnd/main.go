@@ -28,6 +28,7 @@ import (
 	"github.com/keyturn/keyturn/cmd/internal/keys"
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/coordinator"
 	"github.com/keyturn/keyturn/signoff/dsse"
@@ -75,7 +76,7 @@ func (s *server) close() {
 }
 
 func (o *options) run(ctx context.Context) error {
-	if err := keys.Harden(); err != nil {
+	if err := secret.Harden(); err != nil {
 		return err
 	}
 	var conf config.Coordinator

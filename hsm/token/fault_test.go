@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/hsm/token"
 )
 
@@ -312,9 +313,9 @@ func TestWrongPIN(t *testing.T) {
 		t.Errorf("error must name the token and not the PIN: %v", err)
 	}
 	for name, p := range map[string]hsm.PIN{
-		"empty":    pin(""),
 		"too long": pin(strings.Repeat("1", 256)),
-		"refused":  func(context.Context, string) ([]byte, error) { return nil, errors.New("nobody there") },
+		"nothing":  func(context.Context, string) (*secret.Buffer, error) { return nil, nil },
+		"refused":  func(context.Context, string) (*secret.Buffer, error) { return nil, errors.New("nobody there") },
 	} {
 		if _, err := token.Open(context.Background(), s.cfg, "pkcs11:token=alice", p); err == nil {
 			t.Errorf("%s: opened", name)
@@ -328,11 +329,11 @@ func TestRefusedPINIsNeverTriedAgain(t *testing.T) {
 	s, first := newToken(t, "alice")
 	first.Close()
 	var asked atomic.Int64
-	source := func(context.Context, string) ([]byte, error) {
+	source := func(context.Context, string) (*secret.Buffer, error) {
 		if asked.Add(1) == 2 {
-			return []byte("wrong-pin"), nil
+			return secret.Take([]byte("wrong-pin"))
 		}
-		return []byte(userPIN), nil
+		return secret.Take([]byte(userPIN))
 	}
 	tok, err := token.Open(context.Background(), s.cfg, "pkcs11:token=alice", source)
 	if err != nil {
@@ -353,13 +354,16 @@ func TestRefusedPINIsNeverTriedAgain(t *testing.T) {
 
 func TestPINIsWiped(t *testing.T) {
 	s, _ := newToken(t, "alice")
-	given := []byte(userPIN)
-	tok, err := token.Open(context.Background(), s.cfg, "pkcs11:token=alice", func(context.Context, string) ([]byte, error) { return given, nil })
+	given, err := secret.Take([]byte(userPIN))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tok, err := token.Open(context.Background(), s.cfg, "pkcs11:token=alice", func(context.Context, string) (*secret.Buffer, error) { return given, nil })
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer tok.Close()
-	if string(given) != strings.Repeat("\x00", len(userPIN)) {
+	if given.Bytes() != nil {
 		t.Error("the PIN was not wiped after use")
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/hsm/token/internal/wire"
 )
 
@@ -20,7 +21,7 @@ type helper struct {
 	timeout time.Duration
 	process *exec.Cmd
 	conn    net.Conn
-	out     chan []byte // frames; the writer wipes them
+	out     chan wire.Memory // frames; the writer wipes them
 
 	mu      sync.Mutex
 	last    uint64
@@ -61,7 +62,7 @@ func spawn(c Config) (*helper, error) {
 		timeout: c.Timeout,
 		process: process,
 		conn:    conn,
-		out:     make(chan []byte),
+		out:     make(chan wire.Memory),
 		waiting: make(map[uint64]chan wire.Frame),
 		dead:    make(chan struct{}),
 		gone:    make(chan struct{}),
@@ -97,10 +98,10 @@ func (h *helper) call(ctx context.Context, op wire.Op, fields ...[]byte) ([]byte
 	select {
 	case h.out <- frame:
 	case <-h.dead:
-		clear(frame)
+		frame.Wipe()
 		return nil, h.lost()
 	case <-ctx.Done():
-		clear(frame)
+		frame.Wipe()
 		return nil, h.overdue(ctx)
 	}
 	select {
@@ -122,7 +123,11 @@ func unpack(f wire.Frame) ([]byte, error) {
 	if code := wire.Code(f.Code); code != wire.CodeOK {
 		return nil, code.Err(clean(string(f.Fields[0])))
 	}
-	return append([]byte{}, f.Fields[0]...), nil
+	// Not append: it may work on the stack first and leave a copy there.
+	result := make([]byte, len(f.Fields[0]))
+	copy(result, f.Fields[0])
+	secret.Scrub()
+	return result, nil
 }
 
 // overdue answers a call whose context is over, and kills the helper if it was
@@ -164,8 +169,8 @@ func (h *helper) write() {
 	for {
 		select {
 		case frame := <-h.out:
-			_, err := h.conn.Write(frame)
-			clear(frame)
+			_, err := h.conn.Write(frame.Bytes)
+			frame.Wipe()
 			if err != nil {
 				h.process.Process.Kill() // and its end is reported
 				return

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/hsm/token"
 )
 
@@ -126,9 +127,9 @@ func TestPINTriesLeft(t *testing.T) {
 	f := newFaultyModule(t)
 	ctx := context.Background()
 	var asked []string
-	source := func(_ context.Context, prompt string) ([]byte, error) {
+	source := func(_ context.Context, prompt string) (*secret.Buffer, error) {
 		asked = append(asked, prompt)
-		return []byte(userPIN), nil
+		return secret.Take([]byte(userPIN))
 	}
 	tests := []struct {
 		fault       string

@@ -16,6 +16,7 @@ import (
 
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/hsm/hsmtest"
+	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/hsm/token"
 	"github.com/keyturn/keyturn/hsm/tpm/swtpm"
 )
@@ -215,11 +216,11 @@ func TestFaultLockOutTPM2PKCS11(t *testing.T) {
 func TestFaultRefusedPINCostsOneTry(t *testing.T) {
 	s, _ := newTPMToken(t, "alice")
 	var asked atomic.Int64
-	tok, err := token.Open(t.Context(), s.cfg, "pkcs11:token=alice", func(context.Context, string) ([]byte, error) {
+	tok, err := token.Open(t.Context(), s.cfg, "pkcs11:token=alice", func(context.Context, string) (*secret.Buffer, error) {
 		if asked.Add(1) > 1 {
-			return []byte("wrong-pin"), nil
+			return secret.Take([]byte("wrong-pin"))
 		}
-		return []byte(userPIN), nil
+		return secret.Take([]byte(userPIN))
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -273,14 +274,17 @@ func TestFaultLockOutOpenCryptoki(t *testing.T) {
 	}
 	s.cfg.Interactive = true
 	var prompt string
-	err := s.try(func(_ context.Context, p string) ([]byte, error) { prompt = p; return []byte("00000000"), nil })
+	err := s.try(func(_ context.Context, p string) (*secret.Buffer, error) {
+		prompt = p
+		return secret.Take([]byte("00000000"))
+	})
 	if !errors.Is(err, hsm.ErrLocked) || !strings.Contains(prompt, "LAST TRY") {
 		t.Errorf("the last try, wrong: %v after the prompt %q, want ErrLocked", err, prompt)
 	}
 	if info := s.info(t); !info.PINLocked {
 		t.Errorf("after three wrong PINs the token says %+v", info)
 	}
-	if err := s.try(func(context.Context, string) ([]byte, error) {
+	if err := s.try(func(context.Context, string) (*secret.Buffer, error) {
 		t.Error("a locked token asked for its PIN")
 		return nil, nil
 	}); !errors.Is(err, hsm.ErrLocked) {

@@ -7,7 +7,7 @@
 // call passes its deadline, and replaced when it dies, and the next call works.
 //
 // The PIN is asked for at each start of the helper, travels over the socketpair
-// only, and is wiped. A PIN that was refused is never tried again: the Token
+// only, in locked memory at both ends, and is wiped. A PIN that was refused is never tried again: the Token
 // answers ErrWrongPIN from then on, without a word to the device.
 //
 // Every use of a key names the public key that was pinned. The helper looks the
@@ -210,14 +210,14 @@ func (t *Token) login(ctx context.Context, h *helper, info TokenInfo) error {
 		return fmt.Errorf("%w: one more wrong pin locks it, so no pin is sent unattended", hsm.ErrLocked)
 	}
 	pin, err := t.pin(ctx, prompt(info))
-	defer clear(pin)
+	defer pin.Wipe()
 	if err != nil {
 		return fmt.Errorf("ask for the pin: %w", err)
 	}
-	if len(pin) == 0 || len(pin) > wire.MaxPIN {
-		return fmt.Errorf("the pin has %d bytes, not 1 to %d", len(pin), wire.MaxPIN)
+	if n := len(pin.Bytes()); n == 0 || n > wire.MaxPIN {
+		return fmt.Errorf("the pin has %d bytes, not 1 to %d", n, wire.MaxPIN)
 	}
-	_, err = h.call(ctx, wire.OpLogin, pin, flag(t.cfg.Interactive))
+	_, err = h.call(ctx, wire.OpLogin, pin.Bytes(), flag(t.cfg.Interactive))
 	if errors.Is(err, hsm.ErrWrongPIN) || errors.Is(err, hsm.ErrLocked) {
 		t.refused = fmt.Errorf("%w (not tried again; open the token anew with the right pin)", err)
 	}

@@ -21,6 +21,7 @@ import (
 
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/hsm/hsmtest"
+	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/hsm/token"
 )
 
@@ -102,7 +103,7 @@ func (s *store) open(t testing.TB, label string) *token.Token {
 
 // pin is a source of one PIN.
 func pin(p string) hsm.PIN {
-	return func(context.Context, string) ([]byte, error) { return []byte(p), nil }
+	return func(context.Context, string) (*secret.Buffer, error) { return secret.Take([]byte(p)) }
 }
 
 func generate(t testing.TB, tok *token.Token, label string, kind hsm.Kind) any {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/hsm/frost"
+	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
@@ -237,18 +238,19 @@ func (k keygen) keep(ctx context.Context, round1s []frost.Round1, subshares [][3
 
 // withShare unwraps this notary's share of the group key for one use.
 func (n *Notary) withShare(ctx context.Context, group *frost.Group, use func(*frost.KeyShare) error) error {
-	secret, err := n.loadSealed(ctx, shareFile)
+	unsealed, err := n.loadSealed(ctx, shareFile)
 	if err != nil {
 		return err
 	}
-	if secret == nil {
+	if unsealed == nil {
 		return errors.New("notary: the group key share is not on this host; the notary must be replaced")
 	}
-	defer clear(secret)
-	share, err := frost.UnmarshalKeyShare(group, secret)
+	defer clear(unsealed)
+	share, err := frost.UnmarshalKeyShare(group, unsealed)
 	if err != nil {
 		return err
 	}
+	defer secret.Scrub()
 	defer share.Wipe()
 	return use(share)
 }

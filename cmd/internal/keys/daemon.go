@@ -2,11 +2,8 @@ package keys
 
 import (
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/keyturn/keyturn/hsm"
 )
@@ -23,18 +20,6 @@ func DaemonPIN(fd int, credential string) (hsm.PIN, error) {
 		return CredentialPIN(credential), nil
 	}
 	return PromptPIN, nil
-}
-
-// Harden keeps this process's memory out of core dumps and other processes'
-// reach. RLIMIT_CORE is one byte: zero does not stop dumps into a pipe.
-func Harden() error {
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("keys: make the process undumpable: %w", err)
-	}
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: 1, Max: 1}); err != nil {
-		return fmt.Errorf("keys: limit core dumps: %w", err)
-	}
-	return nil
 }
 
 // Logger logs to standard error, as text; the service manager keeps it.

@@ -122,9 +122,9 @@ func (s *server) answer(request wire.Frame) {
 	}
 	if err == nil {
 		s.write.Lock()
-		_, err = s.conn.Write(frame)
+		_, err = s.conn.Write(frame.Bytes)
 		s.write.Unlock()
-		clear(frame)
+		frame.Wipe()
 	}
 	if err != nil {
 		os.Exit(1) // the client is gone

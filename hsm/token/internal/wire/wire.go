@@ -5,9 +5,9 @@
 // A frame is a big-endian uint32 length, then that many bytes: a uint64 number,
 // one byte that is the operation of a request or the code of an answer, and
 // fields, each a big-endian uint32 length and its bytes. An answer has one
-// field: the result, or what went wrong. Secrets travel here, so frames are
-// built in buffers of the right size and wiped after use, and only what is not
-// secret is JSON.
+// field: the result, or what went wrong. Secrets travel here, so frames of the
+// size that secrets have are built and read in locked memory, all are wiped
+// after use, and only what is not secret is JSON.
 package wire
 
 import (
@@ -17,6 +17,7 @@ import (
 	"io"
 
 	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/hsm/secret"
 )
 
 // Version is the first field of OpOpen, OpTokens and OpInit: client and helper
@@ -103,24 +104,56 @@ type Frame struct {
 	ID     uint64
 	Code   byte // Op or Code
 	Fields [][]byte
-	body   []byte // that Fields points into, if it was read
+	memory Memory // that Fields points into, if it was read
 }
 
-// Wipe overwrites the bytes that were read.
-func (f Frame) Wipe() { clear(f.body) }
+// Wipe overwrites the bytes that were read. Fields are no more.
+func (f Frame) Wipe() { f.memory.Wipe() }
+
+// Memory holds one frame.
+type Memory struct {
+	Bytes  []byte
+	locked *secret.Buffer // nil: the heap's
+}
+
+// maxLocked is the size in bytes up to which frames are in locked memory: a
+// page. A PIN, a share and a sealed dealing fit with all that goes with them.
+const maxLocked = 4096
+
+func newMemory(size int) (Memory, error) {
+	if size > maxLocked {
+		return Memory{Bytes: make([]byte, size)}, nil
+	}
+	b, err := secret.New(size)
+	return Memory{b.Bytes(), b}, err
+}
+
+// Wipe overwrites the memory and gives it back.
+func (m Memory) Wipe() {
+	if m.locked != nil {
+		m.locked.Wipe()
+		return
+	}
+	clear(m.Bytes)
+}
 
 const headSize = 8 + 1
 
-// Marshal returns f in one buffer, which the caller wipes.
-func (f Frame) Marshal() ([]byte, error) {
+// Marshal returns f, length and all, in memory that the caller wipes.
+func (f Frame) Marshal() (Memory, error) {
 	size := headSize
 	for _, field := range f.Fields {
 		size += 4 + len(field)
 	}
 	if size > MaxFrame || len(f.Fields) > MaxFields {
-		return nil, fmt.Errorf("wire: frame of %d bytes and %d fields is over %d or %d", size, len(f.Fields), MaxFrame, MaxFields)
+		return Memory{}, fmt.Errorf("wire: frame of %d bytes and %d fields is over %d or %d", size, len(f.Fields), MaxFrame, MaxFields)
 	}
-	buf := make([]byte, 0, 4+size)
+	m, err := newMemory(4 + size)
+	if err != nil {
+		return Memory{}, fmt.Errorf("wire: %w", err)
+	}
+	defer secret.Scrub()
+	buf := m.Bytes[:0]
 	buf = binary.BigEndian.AppendUint32(buf, uint32(size))
 	buf = binary.BigEndian.AppendUint64(buf, f.ID)
 	buf = append(buf, f.Code)
@@ -128,7 +161,7 @@ func (f Frame) Marshal() ([]byte, error) {
 		buf = binary.BigEndian.AppendUint32(buf, uint32(len(field)))
 		buf = append(buf, field...)
 	}
-	return buf, nil
+	return m, nil
 }
 
 // Read returns the next frame, io.EOF at the end of the stream, or an error for
@@ -142,15 +175,19 @@ func Read(r io.Reader) (Frame, error) {
 	if size < headSize || size > MaxFrame {
 		return Frame{}, fmt.Errorf("wire: frame of %d bytes is not between %d and %d", size, headSize, MaxFrame)
 	}
-	body := make([]byte, size)
+	m, err := newMemory(int(size))
+	if err != nil {
+		return Frame{}, fmt.Errorf("wire: %w", err)
+	}
+	body := m.Bytes
 	if _, err := io.ReadFull(r, body); err != nil {
-		clear(body)
+		m.Wipe()
 		return Frame{}, fmt.Errorf("wire: frame of %d bytes cut short: %w", size, err)
 	}
-	f := Frame{ID: binary.BigEndian.Uint64(body), Code: body[8], body: body}
+	f := Frame{ID: binary.BigEndian.Uint64(body), Code: body[8], memory: m}
 	for rest := body[headSize:]; len(rest) > 0; {
 		if len(rest) < 4 || uint64(binary.BigEndian.Uint32(rest)) > uint64(len(rest)-4) || len(f.Fields) == MaxFields {
-			clear(body)
+			m.Wipe()
 			return Frame{}, fmt.Errorf("wire: field %d does not fit the frame", len(f.Fields))
 		}
 		n := binary.BigEndian.Uint32(rest)

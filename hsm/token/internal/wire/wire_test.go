@@ -22,7 +22,8 @@ func TestRoundTrip(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			stream, sent = append(stream, b...), append(sent, f)
+			stream, sent = append(stream, b.Bytes...), append(sent, f)
+			b.Wipe()
 		}
 		r := bytes.NewReader(stream)
 		for _, want := range sent {
@@ -38,6 +39,7 @@ func TestRoundTrip(t *testing.T) {
 					t.Fatalf("field %d: sent %x, got %x", i, want.Fields[i], got.Fields[i])
 				}
 			}
+			got.Wipe()
 		}
 		if _, err := Read(r); err != io.EOF {
 			t.Fatalf("at the end: %v, want io.EOF", err)
@@ -50,8 +52,8 @@ func TestReadRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := 1; i < len(good); i++ {
-		if _, err := Read(bytes.NewReader(good[:i])); err == nil || err == io.EOF {
+	for i := 1; i < len(good.Bytes); i++ {
+		if _, err := Read(bytes.NewReader(good.Bytes[:i])); err == nil || err == io.EOF {
 			t.Errorf("a frame cut to %d bytes: %v", i, err)
 		}
 	}
@@ -81,7 +83,7 @@ func TestWipe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := Read(bytes.NewReader(b))
+	f, err := Read(bytes.NewReader(b.Bytes))
 	if err != nil || string(f.Fields[0]) != "secret" {
 		t.Fatalf("%+v, %v", f, err)
 	}
@@ -108,15 +110,17 @@ func FuzzRead(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(b)
+	f.Add(b.Bytes)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		frame, err := Read(bytes.NewReader(b))
 		if err != nil {
 			return
 		}
+		defer frame.Wipe()
 		again, err := frame.Marshal()
-		if err != nil || !bytes.HasPrefix(b, again) {
-			t.Fatalf("%x was read as %+v, written as %x, %v", b, frame, again, err)
+		defer again.Wipe()
+		if err != nil || !bytes.HasPrefix(b, again.Bytes) {
+			t.Fatalf("%x was read as %+v, written as %x, %v", b, frame, again.Bytes, err)
 		}
 	})
 }
