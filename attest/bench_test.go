@@ -48,7 +48,7 @@ func (c benchCase) verify(tb testing.TB) {
 
 func (c benchCase) full(tb testing.TB) {
 	c.verify(tb)
-	if err := explainBoot(c.log, c.boot); err != nil {
+	if err := explainLog(c.log, "sha256", c.boot); err != nil {
 		tb.Fatal(err)
 	}
 }

@@ -17,6 +17,9 @@ const digestPrefix = "sha256:"
 // String returns sha256:<64 hex>.
 func (d Digest) String() string { return digestPrefix + hex.EncodeToString(d[:]) }
 
+// IsZero reports whether d is all zeros, which stands for none.
+func (d Digest) IsZero() bool { return d == Digest{} }
+
 // MarshalText writes what String returns.
 func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 

@@ -2,6 +2,7 @@ package attest
 
 import (
 	"crypto/ecdh"
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -23,23 +24,30 @@ type Binding struct {
 	TLSName    []byte // TPM name of the node's TLS key
 	FreshName  []byte // TPM name of the key made for this use, empty for none
 	Request    Digest // what the use is for, zero for none
+	EventLog   Digest // SHA-256 of the firmware's log
+	IMA        Digest // SHA-256 of the part of the kernel's list that comes with it, zero for none
+	IMAFrom    uint64 // where in the list that part begins, bytes
 }
 
 // Digest returns SHA-256 over the length-prefixed fields, in the order of the
 // struct: the extra data to sign.
 func (b Binding) Digest() [32]byte {
-	return sum("keyturn/quote/v1", []byte(b.Domain), b.Nonce, b.AgentNonce, b.TLSName, b.FreshName, b.Request[:])
+	return sum("keyturn/quote/v1", []byte(b.Domain), b.Nonce, b.AgentNonce, b.TLSName, b.FreshName, b.Request[:],
+		b.EventLog[:], b.IMA[:], binary.BigEndian.AppendUint64(nil, b.IMAFrom))
 }
 
-// Evidence is what a node hands in to be appraised.
+// Evidence is what a node hands in to be appraised. The quote's extra data or
+// its PCR digest cover all of it but the signature, so nobody can present a
+// node's quote with other logs or other values: see [Verdict.Proved].
 type Evidence struct {
 	Node       Digest         `json:"node"`
 	AKName     []byte         `json:"akName"`
-	Quote      []byte         `json:"quote"`     // TPMS_ATTEST
-	Signature  []byte         `json:"signature"` // TPMT_SIGNATURE
-	PCRs       map[int]Digest `json:"pcrs"`      // sha256 bank
-	EventLog   []byte         `json:"eventLog"`  // binary_bios_measurements
-	IMA        []byte         `json:"ima,omitempty"`
+	Quote      []byte         `json:"quote"`            // TPMS_ATTEST
+	Signature  []byte         `json:"signature"`        // TPMT_SIGNATURE
+	PCRs       map[int]Digest `json:"pcrs"`             // sha256 bank
+	EventLog   Digest         `json:"eventLog"`         // SHA-256 of binary_bios_measurements
+	IMA        Digest         `json:"ima,omitzero"`     // SHA-256 of binary_runtime_measurements from IMAFrom on; zero for none
+	IMAFrom    uint64         `json:"imaFrom,omitzero"` // bytes of the list that were proved before in this boot
 	TLSName    []byte         `json:"tlsName"`
 	Fresh      *CertifiedKey  `json:"fresh,omitempty"`
 	AgentNonce []byte         `json:"agentNonce"`
@@ -48,7 +56,7 @@ type Evidence struct {
 // ParseEvidence decodes evidence strictly: unknown, duplicate and case-folded
 // members are refused, and so is what is larger than any real machine's.
 func ParseEvidence(data []byte) (*Evidence, error) {
-	if len(data) > 2*(maxEventLog+maxIMA) {
+	if len(data) > maxEvidence {
 		return nil, fmt.Errorf("attest: evidence of %d bytes is too long", len(data))
 	}
 	var ev Evidence

@@ -17,8 +17,9 @@ const (
 
 	maxCert     = 1 << 13 // EK certificates are 1 to 2 kB
 	maxChain    = 8       // intermediates that come with an EK certificate
+	maxEvidence = 1 << 15 // bytes of evidence without its logs, as JSON: 2 kB, 4 kB with a fresh key
 	maxEventLog = 1 << 20 // real logs are 3 to 60 kB
-	maxIMA      = 1 << 24 // a long-running host's list
+	maxIMA      = 1 << 23 // bytes of a list, or of a part that comes at once: about 70,000 files
 	maxNonce    = 64      // what fits quote extra data, should anyone use it raw
 	maxSets     = 64      // reference sets offered to one appraisal
 	maxAlts     = 1 << 10 // digests that one set may allow for one PCR

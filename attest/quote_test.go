@@ -106,17 +106,20 @@ func TestLocalBootPCRs(t *testing.T) {
 		if r, err := InspectQuote(f); err != nil || !r.LogChecked {
 			t.Errorf("%s: %v", boot, err)
 		}
-		all := make(map[int][]byte)
+		all := make(map[int]Digest)
 		for pcr, v := range values {
-			all[pcr] = v[:]
+			all[pcr] = v
 		}
 		list := shared(t, "local-boot/"+boot+".ima")
-		if err := explainIMA(list, all); err != nil {
-			t.Errorf("%s: %v", boot, err)
+		entries, m, err := proveIMA(list, 0, nil, all)
+		if err != nil || m.Entries != uint64(len(entries)) || m.PCR != all[pcrIMA] {
+			t.Errorf("%s: %+v, %v", boot, m, err)
 		}
-		wantError(t, explainIMA(nil, all), "no prefix")
-		all[0] = bytes.Repeat([]byte{1}, 32)
-		wantError(t, explainIMA(list, all), "another boot")
+		_, _, err = proveIMA(nil, 0, nil, all)
+		wantError(t, err, "no prefix")
+		all[0] = Digest{1}
+		_, _, err = proveIMA(list, 0, nil, all)
+		wantError(t, err, "another boot")
 		f.Log = f.Log[:len(f.Log)/2]
 		if _, err := InspectQuote(f); err == nil {
 			t.Errorf("%s: half a log was accepted", boot)

@@ -2,6 +2,7 @@ package attest
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"maps"
@@ -9,20 +10,26 @@ import (
 	"strings"
 
 	"github.com/go-json-experiment/json"
+
+	"github.com/keyturn/keyturn/attest/ima"
 )
 
 // generations is how many versions of one set count at a time: the one in force
 // and the one before or after, so that a fleet can be updated node by node.
 const generations = 2
 
-// A ReferenceSet says which values people accept in PCRs of the sha256 bank. A
-// node matches a set if every PCR that the set names has one of its values.
+// A ReferenceSet says which values people accept in PCRs of the sha256 bank, and
+// which files a kernel may use. A node matches a set if every PCR that the set
+// names has one of its values and, if the set has rules for files, all that the
+// kernel measured is allowed by them. PCR 10 grows while a machine runs and has no
+// value to name: only rules judge it, and a set without rules passes over it.
 type ReferenceSet struct {
 	Name      string           `json:"name"`      // what the set is for, such as "rack-a"
 	Version   uint64           `json:"version"`   // from 1; of one name only the two highest current versions count
 	NotBefore int64            `json:"notBefore"` // Unix seconds, inclusive
 	NotAfter  int64            `json:"notAfter"`  // Unix seconds, inclusive
 	PCRs      map[int][]Digest `json:"pcrs"`      // index to the values allowed
+	IMA       *ima.Rules       `json:"ima,omitempty"`
 }
 
 // ParseReferenceSet decodes a set strictly and validates it.
@@ -76,11 +83,19 @@ func (r *ReferenceSet) validate() error {
 		if pcr < 0 || pcr > maxPCR {
 			return fmt.Errorf("PCR %d is not between 0 and %d", pcr, maxPCR)
 		}
+		if pcr == pcrIMA {
+			return fmt.Errorf("PCR %d grows while a machine runs and has no value to name; judge it by rules (\"ima\")", pcr)
+		}
 		if len(values) == 0 || len(values) > maxAlts {
 			return fmt.Errorf("PCR %d has %d values, wanted 1 to %d", pcr, len(values), maxAlts)
 		}
 		if slices.Contains(values, Digest{}) {
 			return fmt.Errorf("PCR %d may be all zeros: nothing would have been measured", pcr)
+		}
+	}
+	if r.IMA != nil {
+		if _, err := ima.NewJudge(*r.IMA, nil); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -115,22 +130,71 @@ func Current(sets []*ReferenceSet, now int64) []*ReferenceSet {
 	return kept
 }
 
+// References are the sets that count at one time, made ready for many appraisals.
+type References struct{ sets []reference }
+
+type reference struct {
+	*ReferenceSet
+	pcrs  []int      // that it judges, ascending
+	files *ima.Judge // nil: PCR 10 is passed over
+	rules Digest     // of the rules for files
+}
+
+// NewReferences takes the sets that count at the time given (Unix seconds).
+func NewReferences(sets []*ReferenceSet, now int64) *References {
+	refs := &References{}
+	for _, r := range Current(sets, now) {
+		c := reference{ReferenceSet: r, pcrs: slices.Sorted(maps.Keys(r.PCRs))}
+		if r.IMA != nil {
+			judge, err := ima.NewJudge(*r.IMA, nil)
+			rules, err2 := json.Marshal(r.IMA, json.Deterministic(true))
+			if errors.Join(err, err2) != nil {
+				continue // Current admits no such set
+			}
+			c.files, c.rules = judge, sha256.Sum256(rules)
+		}
+		refs.sets = append(refs.sets, c)
+	}
+	return refs
+}
+
 // Selection returns the PCRs that a node must quote: 0 to 7, those that policy
-// adds, and those that the current sets name. Ascending.
-func Selection(sets []*ReferenceSet, policy []int, now int64) []int {
+// adds, those that the sets name, and 10 if one of them has rules for files.
+// Ascending.
+func (refs *References) Selection(policy []int) []int {
 	pcrs := []int{0, 1, 2, 3, 4, 5, 6, 7}
 	pcrs = append(pcrs, policy...)
-	for _, r := range Current(sets, now) {
-		pcrs = slices.AppendSeq(pcrs, maps.Keys(r.PCRs))
+	for _, r := range refs.sets {
+		pcrs = append(pcrs, r.pcrs...)
+		if r.files != nil {
+			pcrs = append(pcrs, pcrIMA)
+		}
 	}
 	slices.Sort(pcrs)
 	return slices.Compact(pcrs)
 }
 
+// WantIMA reports whether one of the sets has rules for files, and whether what
+// was proved before may be left out of the list that is sent now: the rules that
+// allowed it are still there. Before is nil if nothing was proved in this boot.
+func (refs *References) WantIMA(before *Measured) (list, onlyNew bool) {
+	for _, r := range refs.sets {
+		list = list || r.files != nil
+		onlyNew = onlyNew || r.files != nil && before != nil && r.rules == before.Rules
+	}
+	return list, onlyNew
+}
+
+// Selection is [References.Selection] of the sets that count at the time given
+// (Unix seconds).
+func Selection(sets []*ReferenceSet, policy []int, now int64) []int {
+	return NewReferences(sets, now).Selection(policy)
+}
+
 // mismatch returns the lowest PCR that the set does not accept, and false if it
 // accepts all that it names. A PCR without a value is not accepted.
-func (r *ReferenceSet) mismatch(pcrs map[int]Digest) (int, bool) {
-	for _, pcr := range slices.Sorted(maps.Keys(r.PCRs)) {
+func (r reference) mismatch(pcrs map[int]Digest) (int, bool) {
+	for _, pcr := range r.pcrs {
 		value, measured := pcrs[pcr]
 		if !measured || !slices.Contains(r.PCRs[pcr], value) {
 			return pcr, true

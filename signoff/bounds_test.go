@@ -128,11 +128,6 @@ func TestAttackOversized(t *testing.T) {
 			r.Resume.Halts = digests(signoff.MaxResumeHalts + 1)
 			return r
 		},
-		"evidence": func(s map[string]signoff.Document) signoff.Document {
-			e := s["epoch"].(*signoff.Epoch)
-			e.Evidence = digests(signoff.MaxEvidence + 1)
-			return e
-		},
 		"people": func(s map[string]signoff.Document) signoff.Document {
 			c := s["charter"].(*signoff.Charter)
 			c.People = slices.Repeat(c.People, 30)

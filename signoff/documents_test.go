@@ -111,7 +111,7 @@ func warrant() *signoff.Warrant {
 
 func epoch() *signoff.Epoch {
 	return &signoff.Epoch{Charter: cluster, Notary: digest("n1"), Number: 2, Previous: digest("previous"), Policy: digest("policy"),
-		Evidence: []Digest{{1}, {2}}, Root: digest("leases")}
+		Evidence: digest("evidence"), Root: digest("leases")}
 }
 
 func claim() *signoff.Claim {

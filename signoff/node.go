@@ -1,8 +1,9 @@
 package signoff
 
 import (
+	"bytes"
 	"fmt"
-	"strings"
+	"slices"
 
 	"github.com/keyturn/keyturn/signoff/dsse"
 )
@@ -40,18 +41,46 @@ func (a *Activation) Validate() error {
 // the set and the state alone; Root commits to them. An entry whose Root is
 // not what the fold computes at its index is void.
 type Epoch struct {
-	Charter  Digest   `json:"charter"`
-	Notary   Digest   `json:"notary"`
-	Number   uint64   `json:"number"`   // from 1
-	Previous Digest   `json:"previous"` // root of the epoch before; empty at the first
-	Policy   Digest   `json:"policy"`   // policy in force
-	Evidence []Digest `json:"evidence"` // blobs, ascending, distinct; may be none
-	Root     Digest   `json:"root"`     // Merkle root of the lease leaves
+	Charter  Digest `json:"charter"`
+	Notary   Digest `json:"notary"`
+	Number   uint64 `json:"number"`   // from 1
+	Previous Digest `json:"previous"` // root of the epoch before; empty at the first
+	Policy   Digest `json:"policy"`   // policy in force
+	Evidence Digest `json:"evidence"` // blob of an evidence set; zero for none
+	Root     Digest `json:"root"`     // Merkle root of the lease leaves
 }
 
-// MaxEvidence bounds the nodes of one epoch at format level 1: what fits one
-// log entry.
-const MaxEvidence = 512
+// MaxEvidence bounds the pieces of evidence of one epoch, and with them the
+// nodes: a set of so many is a blob of 4 MiB.
+const MaxEvidence = 1 << 17
+
+// EncodeEvidenceSet writes an evidence set: the digests of the pieces, 32 bytes
+// each, ascending and distinct, one behind the other. It sorts them. No evidence
+// has no set.
+func EncodeEvidenceSet(evidence []Digest) []byte {
+	slices.SortFunc(evidence, func(x, y Digest) int { return bytes.Compare(x[:], y[:]) })
+	out := make([]byte, 0, len(evidence)*len(Digest{}))
+	for _, d := range slices.Compact(evidence) {
+		out = append(out, d[:]...)
+	}
+	return out
+}
+
+// ParseEvidenceSet reads what EncodeEvidenceSet writes and nothing else.
+func ParseEvidenceSet(blob []byte) ([]Digest, error) {
+	const size = len(Digest{})
+	if len(blob) == 0 || len(blob)%size != 0 || len(blob) > MaxEvidence*size {
+		return nil, fmt.Errorf("evidence set of %d bytes, want 1 to %d digests of %d bytes", len(blob), MaxEvidence, size)
+	}
+	out := make([]Digest, len(blob)/size)
+	for i := range out {
+		out[i] = Digest(blob[i*size:])
+		if i > 0 && bytes.Compare(out[i-1][:], out[i][:]) >= 0 {
+			return nil, fmt.Errorf("evidence %d is not greater than the one before", i)
+		}
+	}
+	return out, nil
+}
 
 // Kind is KindEpoch.
 func (e *Epoch) Kind() Kind { return KindEpoch }
@@ -63,18 +92,10 @@ func (e *Epoch) subjects() []dsse.Subject {
 	return []dsse.Subject{dsse.About("leases", e.Root)}
 }
 
-// Validate wants ascending evidence.
+// Validate refuses missing members.
 func (e *Epoch) Validate() error {
 	if e.Notary.IsZero() || e.Number == 0 || e.Policy.IsZero() || e.Root.IsZero() {
 		return missing("notary, number, policy or root")
-	}
-	if len(e.Evidence) > MaxEvidence {
-		return fmt.Errorf("%d pieces of evidence, at most %d", len(e.Evidence), MaxEvidence)
-	}
-	for i := 1; i < len(e.Evidence); i++ {
-		if strings.Compare(e.Evidence[i-1].Hex(), e.Evidence[i].Hex()) >= 0 {
-			return fmt.Errorf("evidence %d is not greater than the one before", i)
-		}
 	}
 	return nil
 }

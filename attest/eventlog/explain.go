@@ -31,22 +31,46 @@ func (e *UnexplainedError) Error() string {
 // that extends none of the quoted PCRs, however well their reset values fit: nothing
 // was measured. PCRs that differ are in an *UnexplainedError.
 func (l *Log) Explain(bankName string, quoted map[int][]byte) error {
-	b, err := l.bank(bankName)
+	r, err := l.Replayed(bankName)
 	if err != nil {
 		return err
 	}
-	if b.alg == SHA1 {
-		return fmt.Errorf("eventlog: SHA-1 explains nothing: quote the sha256 bank, or a stronger one")
-	}
-	return l.explain(b, quoted)
+	return r.Explain(quoted)
 }
 
-func (l *Log) explain(b bank, quoted map[int][]byte) error {
+// A Replayed is a log with the values that one of its banks leads to, for those
+// who hold many quotes against one log. It is safe for concurrent use.
+type Replayed struct {
+	log   *Log
+	bank  bank
+	state state
+}
+
+// Replayed replays the bank once, for many calls of [Replayed.Explain]. SHA-1 and
+// SM3 are refused.
+func (l *Log) Replayed(bankName string) (*Replayed, error) {
+	b, err := l.bank(bankName)
+	if err != nil {
+		return nil, err
+	}
+	if b.alg == SHA1 {
+		return nil, fmt.Errorf("eventlog: SHA-1 explains nothing: quote the sha256 bank, or a stronger one")
+	}
+	return l.replayed(b), nil
+}
+
+func (l *Log) replayed(b bank) *Replayed {
+	r := &Replayed{log: l, bank: b}
+	l.replay(b, &r.state)
+	return r
+}
+
+// Explain is [Log.Explain] of the replayed bank.
+func (r *Replayed) Explain(quoted map[int][]byte) error {
+	l, b, s := r.log, r.bank, &r.state
 	if len(quoted) == 0 {
 		return fmt.Errorf("eventlog: no %s PCR was quoted, so there is nothing to explain", b.alg)
 	}
-	var s state
-	l.replay(b, &s)
 	measured, no := false, &UnexplainedError{Bank: b.alg.String()}
 	for _, pcr := range slices.Sorted(maps.Keys(quoted)) {
 		switch value := quoted[pcr]; {
@@ -56,7 +80,7 @@ func (l *Log) explain(b bank, quoted map[int][]byte) error {
 			return fmt.Errorf("eventlog: the value of PCR %d has %d bytes, those of %s have %d", pcr, len(value), b.alg, b.size)
 		case !bytes.Equal(value, s.value[pcr][:b.size]):
 			no.PCRs = append(no.PCRs, pcr)
-			no.Reason = append(no.Reason, l.difference(b, &s, pcr, value))
+			no.Reason = append(no.Reason, l.difference(b, s, pcr, value))
 		default:
 			measured = measured || s.extended[pcr] > 0
 		}

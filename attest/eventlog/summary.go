@@ -36,7 +36,7 @@ func (l *Log) Summary(bankName string, expect map[int][]byte) (*Summary, error) 
 		if _, extended := s.PCRs[pcrIMA]; !extended {
 			delete(expect, pcrIMA)
 		}
-		if err := l.explain(b, expect); err != nil {
+		if err := l.replayed(b).Explain(expect); err != nil {
 			return nil, err
 		}
 	}

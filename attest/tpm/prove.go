@@ -254,12 +254,13 @@ func (i *Identity) FreshKey(ctx context.Context) (*FreshKey, error) {
 }
 
 // Evidence quotes PCRs for a binding, whose TLSName and FreshName it fills in,
-// and returns all that attest.Appraise asks for. fresh may be nil. eventLog and
-// ima are passed on as they are.
-func (i *Identity) Evidence(ctx context.Context, b attest.Binding, pcrs []int, fresh *FreshKey, eventLog, ima []byte) (*attest.Evidence, error) {
+// and returns what attest.Appraise asks for beside the logs that the binding
+// names. fresh may be nil. To prove a kernel's list read it before: a list that
+// has grown past what was read is proved by the next quote.
+func (i *Identity) Evidence(ctx context.Context, b attest.Binding, pcrs []int, fresh *FreshKey) (*attest.Evidence, error) {
 	ev := &attest.Evidence{
 		Node: i.id, AKName: i.AKName(), TLSName: i.TLSName(), AgentNonce: b.AgentNonce,
-		EventLog: eventLog, IMA: ima, PCRs: map[int]attest.Digest{},
+		EventLog: b.EventLog, IMA: b.IMA, IMAFrom: b.IMAFrom, PCRs: map[int]attest.Digest{},
 	}
 	b.TLSName, b.FreshName = ev.TLSName, nil
 	if fresh != nil {

@@ -107,6 +107,9 @@ func writeNew(path string, data []byte) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
+// imaList is where Linux shows its measurement list.
+const imaList = "/sys/kernel/security/ima/binary_runtime_measurements"
+
 // load reads the configuration and opens the TPM. It returns the cgroup too.
 func (p *program) load() (agent.Config, string, error) {
 	var conf config.Agent
@@ -118,7 +121,10 @@ func (p *program) load() (agent.Config, string, error) {
 		return agent.Config{}, "", err
 	}
 	beside := func(path string) string { return config.Beside(p.config, path) }
-	cfg := agent.Config{ID: id, Charter: charter, Dir: beside(conf.Dir), EventLog: beside(conf.EventLog), BootApproval: beside(conf.BootApproval), Socket: beside(conf.Socket)}
+	cfg := agent.Config{ID: id, Charter: charter, Dir: beside(conf.Dir), EventLog: beside(conf.EventLog), IMA: imaList, BootApproval: beside(conf.BootApproval), Socket: beside(conf.Socket)}
+	if conf.IMA != "" {
+		cfg.IMA = beside(conf.IMA)
+	}
 	for _, dir := range conf.Objects {
 		cfg.Objects = append(cfg.Objects, beside(dir))
 	}

@@ -134,27 +134,60 @@ func (a *app) collect(ctx context.Context) (*carried, error) {
 	}
 	for _, l := range a.leaves {
 		c.Entries = append(c.Entries, string(l))
-		for _, d := range blobsOf(l) {
-			b, err := a.follower.Source().Blob(ctx, d)
-			if errors.Is(err, authority.ErrMissingBlob) {
-				continue
-			}
-			if err != nil {
-				return nil, err
-			}
-			c.Blobs[d.String()] = b
+		doc, err := signoff.ReadLine(l)
+		if err != nil {
+			continue // a void entry
+		}
+		if err := a.collectBlobs(ctx, c, blobsOf(doc.Doc), doc.Doc); err != nil {
+			return nil, err
 		}
 	}
 	return c, nil
 }
 
-// blobsOf lists the blobs that an entry names.
-func blobsOf(line []byte) []dsse.Digest {
-	doc, err := signoff.ReadLine(line)
-	if err != nil {
-		return nil
+// collectBlobs gathers blobs and those that they name.
+func (a *app) collectBlobs(ctx context.Context, c *carried, digests []dsse.Digest, in any) error {
+	for _, d := range digests {
+		if _, there := c.Blobs[d.String()]; there || d.IsZero() {
+			continue
+		}
+		b, err := a.follower.Source().Blob(ctx, d)
+		if errors.Is(err, authority.ErrMissingBlob) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		c.Blobs[d.String()] = b
+		inner, what := namedIn(b, in)
+		if err := a.collectBlobs(ctx, c, inner, what); err != nil {
+			return err
+		}
 	}
-	switch d := doc.Doc.(type) {
+	return nil
+}
+
+// An evidenceSet marks blobs that an evidence set names.
+type evidenceSet struct{}
+
+// namedIn lists the blobs that a blob names: an epoch's set its evidence, and
+// evidence its logs.
+func namedIn(blob []byte, in any) ([]dsse.Digest, any) {
+	switch in.(type) {
+	case *signoff.Epoch:
+		set, _ := signoff.ParseEvidenceSet(blob)
+		return set, evidenceSet{}
+	case *signoff.Claim, evidenceSet:
+		if p, err := authority.ParsePresented(blob); err == nil {
+			return []dsse.Digest{dsse.Digest(p.Evidence.EventLog), dsse.Digest(p.Evidence.IMA)}, nil
+		}
+	}
+	return nil, nil
+}
+
+// blobsOf lists the blobs that a document names.
+func blobsOf(doc signoff.Document) []dsse.Digest {
+	switch d := doc.(type) {
 	case *signoff.Deals:
 		return []dsse.Digest{d.Blob}
 	case *signoff.Request:
@@ -162,7 +195,7 @@ func blobsOf(line []byte) []dsse.Digest {
 			return []dsse.Digest{d.Enrol.Enrolment}
 		}
 	case *signoff.Epoch:
-		return d.Evidence
+		return []dsse.Digest{d.Evidence}
 	case *signoff.Claim:
 		return []dsse.Digest{d.Evidence}
 	}

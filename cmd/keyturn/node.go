@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -15,7 +14,6 @@ import (
 
 	"github.com/keyturn/keyturn/attest"
 	"github.com/keyturn/keyturn/cmd/internal/ui"
-	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/agent"
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
@@ -258,11 +256,13 @@ func agentText(w io.Writer, s *agent.Status) {
 // A nodeExplanation is what a person needs to act on a verdict.
 type nodeExplanation struct {
 	nodeReport
-	Seen    uint64      `json:"seen"` // size of the log that the evidence answers
-	Log     int         `json:"log"`  // bytes of the firmware's event log
-	PCRs    []pcrView   `json:"pcrs"`
-	Against []string    `json:"against"` // reference sets that count now
-	Since   dsse.Digest `json:"since"`   // evidence compared with; zero for none
+	Evidence dsse.Digest `json:"evidence"` // blob that the verdict is of; zero for none
+	Seen     uint64      `json:"seen"`     // size of the log that the evidence answers
+	Log      dsse.Digest `json:"log"`      // blob of the firmware's event log
+	Files    uint64      `json:"files"`    // entries of the kernel's list that were allowed in this boot
+	PCRs     []pcrView   `json:"pcrs"`
+	Against  []string    `json:"against"` // reference sets that count now
+	Since    dsse.Digest `json:"since"`   // evidence compared with, the last that passed before; zero for none
 }
 
 // A pcrView is one register: what was measured, what is expected, what it was.
@@ -291,6 +291,7 @@ func nodeExplainCmd(a *app) *cobra.Command {
 func (a *app) explain(ctx context.Context, name string) (*nodeExplanation, error) {
 	x := &nodeExplanation{PCRs: []pcrView{}, Against: []string{}}
 	var sets []*attest.ReferenceSet
+	var lease authority.Lease
 	if err := a.view(func(_ *authority.Authority, s *authority.State) error {
 		n, ok := s.NodeNamed(name)
 		if id, err := dsse.ParseDigest(name); err == nil {
@@ -300,6 +301,7 @@ func (a *app) explain(ctx context.Context, name string) (*nodeExplanation, error
 			return fmt.Errorf("no node named %q is enrolled", name)
 		}
 		x.nodeReport = reportNode(s, n)
+		lease, _, _ = s.Epoch.Lease(n.ID)
 		var err error
 		sets, err = currentSets(s)
 		return err
@@ -309,18 +311,37 @@ func (a *app) explain(ctx context.Context, name string) (*nodeExplanation, error
 	for _, r := range sets {
 		x.Against = append(x.Against, fmt.Sprintf("%s version %d", r.Name, r.Version))
 	}
-	given, err := a.evidenceOf(ctx, x.Node, 2)
-	if err != nil || len(given) == 0 {
+	x.Evidence, x.Since = lease.Evidence, lease.Before
+	if lease.Verdict == authority.VerdictPass && lease.Past.IMA != nil {
+		x.Files = lease.Past.IMA.Entries
+	}
+	now, err := a.presented(ctx, x.Evidence)
+	if err != nil || now == nil {
 		return x, err
 	}
-	var before map[int]attest.Digest
-	if len(given) > 1 {
-		before, x.Since = given[1].presented.Evidence.PCRs, given[1].blob
+	before, err := a.presented(ctx, x.Since)
+	if err != nil {
+		return nil, err
 	}
-	now := given[0].presented
-	x.Seen, x.Log = now.Seen.Size, len(now.Evidence.EventLog)
-	x.PCRs = comparePCRs(now.Evidence.PCRs, before, sets)
+	x.Seen, x.Log = now.Seen.Size, dsse.Digest(now.Evidence.EventLog)
+	var old map[int]attest.Digest
+	if before != nil {
+		old = before.Evidence.PCRs
+	}
+	x.PCRs = comparePCRs(now.Evidence.PCRs, old, sets)
 	return x, nil
+}
+
+// presented fetches evidence that the log named; nil for none.
+func (a *app) presented(ctx context.Context, d dsse.Digest) (*authority.Presented, error) {
+	if d.IsZero() {
+		return nil, nil
+	}
+	b, err := a.follower.Source().Blob(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	return authority.ParsePresented(b)
 }
 
 func currentSets(s *authority.State) ([]*attest.ReferenceSet, error) {
@@ -333,43 +354,6 @@ func currentSets(s *authority.State) ([]*attest.ReferenceSet, error) {
 		sets = append(sets, r)
 	}
 	return attest.Current(sets, s.Time), nil
-}
-
-type given struct {
-	blob      dsse.Digest
-	presented *authority.Presented
-}
-
-// evidenceOf finds the node's newest evidence in the epochs of the log.
-func (a *app) evidenceOf(ctx context.Context, node dsse.Digest, most int) ([]given, error) {
-	var out []given
-	for _, line := range slices.Backward(a.leaves) {
-		if len(out) == most {
-			break
-		}
-		doc, err := signoff.ReadLine(line)
-		if err != nil {
-			continue // a void entry
-		}
-		e, ok := doc.Doc.(*signoff.Epoch)
-		if !ok {
-			continue
-		}
-		for _, d := range e.Evidence {
-			b, err := a.follower.Source().Blob(ctx, d)
-			if errors.Is(err, authority.ErrMissingBlob) {
-				continue
-			}
-			if err != nil {
-				return nil, err
-			}
-			p, err := authority.ParsePresented(b)
-			if err == nil && dsse.Digest(p.Evidence.Node) == node {
-				out = append(out, given{d, p})
-			}
-		}
-	}
-	return out, nil
 }
 
 func comparePCRs(now, before map[int]attest.Digest, sets []*attest.ReferenceSet) []pcrView {
@@ -413,10 +397,14 @@ func explainText(w io.Writer, x *nodeExplanation) {
 		fmt.Fprintf(w, "against   %s\n", r)
 	}
 	if len(x.PCRs) == 0 {
-		fmt.Fprintln(w, "evidence  none in the log")
+		fmt.Fprintln(w, "evidence  none for this epoch")
 		return
 	}
-	fmt.Fprintf(w, "evidence  answers the log at %d entries; event log of %d bytes\n\n", x.Seen, x.Log)
+	fmt.Fprintf(w, "evidence  %s answers the log at %d entries; event log %s\n", x.Evidence.Short(), x.Seen, x.Log.Short())
+	if x.Files > 0 {
+		fmt.Fprintf(w, "files     %d measured by the kernel in this boot, all allowed\n", x.Files)
+	}
+	fmt.Fprintln(w)
 	rows := [][]string{{"PCR", "MEASURED", "WORD", "EXPECTED OR BEFORE"}}
 	for _, p := range x.PCRs {
 		rows = append(rows, []string{fmt.Sprint(p.PCR), short(p.Measured), p.Word, pcrContext(p)})

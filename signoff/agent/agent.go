@@ -55,6 +55,7 @@ type Config struct {
 	TPM          *tpm.Device      // the caller closes it
 	Dir          string           // key blobs and what must survive a restart; no secret is in it
 	EventLog     string           // file of the firmware's log, binary_bios_measurements
+	IMA          string           // file of the kernel's list, binary_runtime_measurements; it need not be there
 	BootApproval string           // file of approved boots, one JSON hsm/tpm.BootApproval a line; read at each use
 	Objects      []string         // directories of sealed weights on this node
 	Socket       string           // path of the control socket, made with mode 0600
@@ -75,8 +76,10 @@ type Agent struct {
 	stranger *api.Client // shows no certificate: before the node is enrolled
 	member   *api.Client // shows the node's TLS key
 
-	quoting   sync.Mutex // one piece of evidence at a time, sent in the order of their clocks
-	launching sync.Mutex // a TPM may hold one key for one use at a time
+	quoting sync.Mutex // one piece of evidence at a time, sent in the order of their clocks; guards bootLog
+
+	bootLog   attest.Digest // the event log that this process stored
+	launching sync.Mutex    // a TPM may hold one key for one use at a time
 
 	mu       sync.Mutex // guards what follows
 	ledger   *ledger

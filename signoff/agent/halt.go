@@ -54,7 +54,7 @@ func (a *Agent) judgeHalt(doc *signoff.Signed) error {
 	if _, err := a.ledger.state(); err != nil {
 		return err
 	}
-	out, _, err := a.ledger.settled.Judge(doc.Line(), fetched(nil))
+	out, _, err := a.ledger.settled.Judge(doc.Line(), &blobs{})
 	return errors.Join(err, out.Void)
 }
 

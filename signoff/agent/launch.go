@@ -232,17 +232,13 @@ func (a *Agent) claimOnce(ctx context.Context, u *use, p *plan, fresh *tpm.Fresh
 	return true, err
 }
 
-// writeClaim quotes and signs. After the claim's quote the node proves itself
-// for the next epoch once more: evidence from before the claim would then show
-// a clock that went back.
+// writeClaim quotes and signs. What the node sent for the next epoch before is
+// void once the claim stands; prove sends anew.
 func (a *Agent) writeClaim(ctx context.Context, p *plan, fresh *tpm.FreshKey) (*signoff.Signed, error) {
 	a.quoting.Lock()
 	defer a.quoting.Unlock()
 	evidence, err := a.evidence(ctx, attest.Binding{Domain: attest.DomainClaim, Request: attest.Digest(p.request.ID)}, fresh)
 	if err != nil {
-		return nil, err
-	}
-	if err := a.sendEvidence(ctx); err != nil {
 		return nil, err
 	}
 	return signoff.Sign(ctx, a.identity.SignKey, &signoff.Claim{Charter: a.cfg.ID, Node: a.id, Warrant: p.warrant.ID, Use: p.use,

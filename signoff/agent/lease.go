@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -20,7 +21,7 @@ import (
 type proving struct {
 	sent  map[string]sending // by the agent's nonce
 	order []string           // of the nonces, oldest first
-	last  time.Duration      // of the newest sending
+	last  time.Duration      // when evidence was sent last
 	epoch uint64             // looked at last
 	lease authority.Lease    // the last one that passed; zero before
 	until time.Duration      // on CLOCK_BOOTTIME; 0: no lease
@@ -90,36 +91,44 @@ func (a *Agent) takeEpoch(s *authority.State) {
 func (p *proving) remember(nonce []byte, s sending) {
 	p.sent[string(nonce)] = s
 	p.order = append(p.order, string(nonce))
-	p.last = s.at
 	if len(p.order) > maxSent {
 		delete(p.sent, p.order[0])
 		p.order = p.order[1:]
 	}
 }
 
-// prove sends evidence for each epoch, and again where none came of it: the
-// mailbox forgets when a coordinator restarts.
+// A question is what one piece of evidence answers. The agent makes one for each
+// and no more: two of a node for one epoch put it out, and whoever proposes the
+// epoch could show both.
+type question struct {
+	epoch   uint64
+	claimed uint64 // the log's index of this node's last claim: what was quoted before is void
+	pcrs    string // those asked for
+}
+
+// prove sends evidence for each epoch, and the same again where nothing came of
+// it: the mailbox forgets when a coordinator restarts.
 func (a *Agent) prove(ctx context.Context) {
-	sent := uint64(0) // the epoch that evidence was last made for
+	var given answer
 	for ctx.Err() == nil {
 		news := a.news()
-		next, every, due := uint64(0), time.Minute, false
+		var q question
+		every, due := time.Minute, false
 		err := a.state(func(s *authority.State) error {
-			next, every = nextEpoch(s), time.Duration(s.Policy.Compiled.Leases().Epoch)*time.Second
+			every = time.Duration(s.Policy.Compiled.Leases().Epoch) * time.Second
 			now, err := boottime()
-			due = a.enrolled && (next != sent || now-a.proving.last > every)
+			if a.enrolled {
+				q = question{nextEpoch(s), s.Nodes[a.id].Claimed, fmt.Sprint(a.references(s).Selection(nil))}
+				due = q != given.to || now-a.proving.last > every
+			}
 			return err
 		})
 		if err == nil && due {
-			a.quoting.Lock()
-			err = a.sendEvidence(ctx)
-			a.quoting.Unlock()
-			if err != nil {
+			if err = a.send(ctx, q, &given); err != nil {
 				a.cfg.Log.Warn("cannot prove this node", "err", err)
 				pause(ctx, time.Second)
 				continue
 			}
-			sent = next
 		}
 		select {
 		case <-ctx.Done():
@@ -136,13 +145,37 @@ func nextEpoch(s *authority.State) uint64 {
 	return s.Epoch.Number + 1
 }
 
-// sendEvidence quotes for the next epoch. The caller holds quoting.
-func (a *Agent) sendEvidence(ctx context.Context) error {
-	digest, err := a.evidence(ctx, attest.Binding{Domain: attest.DomainEpoch}, nil)
+// An answer is the evidence made for a question.
+type answer struct {
+	to     question
+	digest Digest
+}
+
+// send sends word of the evidence for the question, which it makes if there is
+// none yet.
+func (a *Agent) send(ctx context.Context, q question, given *answer) error {
+	a.quoting.Lock()
+	defer a.quoting.Unlock()
+	if q != given.to {
+		digest, err := a.evidence(ctx, attest.Binding{Domain: attest.DomainEpoch}, nil)
+		if err != nil {
+			return err
+		}
+		*given = answer{q, digest}
+	}
+	now, err := boottime()
 	if err != nil {
 		return err
 	}
-	return a.client().Send(ctx, api.TopicEvidence, []byte(digest.String()))
+	a.mu.Lock()
+	a.proving.last = now
+	a.mu.Unlock()
+	return a.client().Send(ctx, api.TopicEvidence, []byte(given.digest.String()))
+}
+
+// references are the sets that count now. The caller holds mu.
+func (a *Agent) references(s *authority.State) *attest.References {
+	return attest.NewReferences(a.refs, s.Time)
 }
 
 // evidence quotes on the newest final checkpoint and stores the result as a
@@ -152,12 +185,15 @@ func (a *Agent) evidence(ctx context.Context, b attest.Binding, fresh *tpm.Fresh
 	rand.Read(b.AgentNonce)
 	var seen signoff.Seen
 	var pcrs []int
+	var list imaList
 	err := a.state(func(s *authority.State) error {
 		now, err := boottime()
 		if err == nil && b.Domain == attest.DomainEpoch {
 			a.proving.remember(b.AgentNonce, sending{now, nextEpoch(s)})
 		}
-		seen, pcrs = a.ledger.seen, attest.Selection(a.refs, nil, s.Time)
+		refs := a.references(s)
+		seen, pcrs = a.ledger.seen, refs.Selection(nil)
+		list = a.proving.list(refs)
 		return err
 	})
 	if err != nil {
@@ -168,7 +204,10 @@ func (a *Agent) evidence(ctx context.Context, b attest.Binding, fresh *tpm.Fresh
 	if err != nil {
 		return Digest{}, fmt.Errorf("agent: event log: %w", err)
 	}
-	ev, err := a.identity.Evidence(ctx, b, pcrs, fresh, log, nil)
+	if err := a.putLog(ctx, log, &b); err != nil {
+		return Digest{}, err
+	}
+	ev, err := a.quote(ctx, b, pcrs, fresh, list)
 	if err != nil {
 		return Digest{}, err
 	}
@@ -177,6 +216,51 @@ func (a *Agent) evidence(ctx context.Context, b attest.Binding, fresh *tpm.Fresh
 		return Digest{}, err
 	}
 	return a.client().PutBlob(ctx, blob)
+}
+
+// putLog names the event log in the binding, and stores it once: it changes only
+// by a boot. The caller holds quoting.
+func (a *Agent) putLog(ctx context.Context, log []byte, b *attest.Binding) error {
+	b.EventLog = sha256.Sum256(log)
+	if b.EventLog == a.bootLog {
+		return nil
+	}
+	if _, err := a.client().PutBlob(ctx, log); err != nil {
+		return err
+	}
+	a.bootLog = b.EventLog
+	return nil
+}
+
+// quote quotes, with the part of the kernel's list that leads to the quoted PCR.
+// The digest of what was read goes into the quote, so a list that grows in between
+// is read again.
+func (a *Agent) quote(ctx context.Context, b attest.Binding, pcrs []int, fresh *tpm.FreshKey, list imaList) (*attest.Evidence, error) {
+	if !list.wanted || a.cfg.IMA == "" {
+		return a.identity.Evidence(ctx, b, pcrs, fresh)
+	}
+	for range imaTries {
+		part, err := list.read(a.cfg.IMA)
+		if err != nil {
+			return nil, err
+		}
+		b.IMA, b.IMAFrom = attest.Digest{}, list.from
+		if len(part) > 0 {
+			b.IMA = sha256.Sum256(part)
+		}
+		ev, err := a.identity.Evidence(ctx, b, pcrs, fresh)
+		if err != nil {
+			return nil, err
+		}
+		if !list.leads(part, ev) {
+			continue
+		}
+		if len(part) > 0 {
+			_, err = a.client().PutBlob(ctx, part)
+		}
+		return ev, err
+	}
+	return nil, fmt.Errorf("agent: %s did not lead to PCR 10 in %d tries: the kernel measures faster than the TPM quotes, or the list was changed", a.cfg.IMA, imaTries)
 }
 
 // mayStart returns why the lease does not let the warrant start, or nil. It

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/keyturn/keyturn/signoff"
@@ -24,7 +25,7 @@ type ledger struct {
 	store    store
 	follower *follow.Follower
 	lines    map[uint64][]byte // folded by the follower, not settled
-	blobs    map[Digest][]byte // that it looked up meanwhile
+	blobs    blobs             // that it looked up meanwhile
 	floor    signoff.Seen      // never to go below
 
 	settled *authority.Authority // guarded by Agent.mu, like seen
@@ -32,7 +33,7 @@ type ledger struct {
 }
 
 func newLedger(charter Digest, client func() *api.Client, st store) (*ledger, error) {
-	l := &ledger{charter: charter, client: client, store: st, lines: map[uint64][]byte{}, blobs: map[Digest][]byte{}}
+	l := &ledger{charter: charter, client: client, store: st, lines: map[uint64][]byte{}, blobs: blobs{known: map[Digest][]byte{}}}
 	var err error
 	if l.floor, err = st.seen(); err != nil {
 		return nil, err
@@ -58,7 +59,7 @@ func (l *ledger) Entries(ctx context.Context, from, to uint64) ([][]byte, error)
 func (l *ledger) Blob(ctx context.Context, d Digest) ([]byte, error) {
 	b, err := l.client().Blob(ctx, d)
 	if err == nil {
-		l.blobs[d] = b
+		l.blobs.put(d, b)
 	}
 	return b, err
 }
@@ -98,7 +99,7 @@ func (l *ledger) settle(c proof.Checkpoint) error {
 		if !ok {
 			return fmt.Errorf("agent: entry %d was verified and is not at hand", i)
 		}
-		if _, err := l.settled.Apply(line, fetched(l.blobs)); err != nil {
+		if _, err := l.settled.Apply(line, &l.blobs); err != nil {
 			return err
 		}
 	}
@@ -107,7 +108,7 @@ func (l *ledger) settle(c proof.Checkpoint) error {
 	}
 	l.seen = signoff.Seen{Size: c.Size, Root: Digest(c.Root)}
 	clear(l.lines)
-	clear(l.blobs)
+	l.blobs.clear()
 	return nil
 }
 
@@ -119,15 +120,33 @@ func (l *ledger) state() (*authority.State, error) {
 	return l.settled.State(), nil
 }
 
-// fetched serves blobs at hand.
-type fetched map[Digest][]byte
+// blobs are those at hand. The fold asks from many goroutines.
+type blobs struct {
+	mu    sync.Mutex
+	known map[Digest][]byte
+}
 
-func (f fetched) Blob(d Digest) ([]byte, error) {
-	b, ok := f[d]
+func (b *blobs) put(d Digest, data []byte) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.known[d] = data
+}
+
+func (b *blobs) clear() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	clear(b.known)
+}
+
+// Blob implements authority.Blobs.
+func (b *blobs) Blob(d Digest) ([]byte, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	data, ok := b.known[d]
 	if !ok {
 		return nil, authority.ErrMissingBlob
 	}
-	return b, nil
+	return data, nil
 }
 
 // follow goes from one final checkpoint to the next.

@@ -26,7 +26,8 @@ import (
 )
 
 // Blobs looks up large parts by SHA-256. A blob that is not to be had is
-// ErrMissingBlob; any other error, and other bytes, stop the fold just so.
+// ErrMissingBlob; any other error, and other bytes, stop the fold just so. It is
+// asked from many goroutines at a time.
 type Blobs interface {
 	Blob(digest Digest) ([]byte, error)
 }
@@ -50,6 +51,9 @@ type Authority struct {
 	digest Digest
 	tree   compactTree
 	roots  []Digest // roots[i] is the log's root at size i+1
+
+	bootLogs bootLogs // neither changes an outcome
+	leases   leaseMemo
 }
 
 // New begins a fold. The charter digest is the caller's one trust anchor:

@@ -3,8 +3,10 @@ package authority_test
 import (
 	"context"
 	"crypto/ecdsa"
+	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -177,8 +179,9 @@ func (m *machine) proves(domain string, request Digest, fresh *tpm.FreshKey) *au
 	l := m.l
 	l.t.Helper()
 	seen := l.seen()
-	b := attest.Binding{Domain: domain, Nonce: authority.EvidenceNonce(l.ID, seen.Root), AgentNonce: signofftest.Nonce(), Request: attest.Digest(request)}
-	ev, err := m.identity.Evidence(context.Background(), b, m.pcrs, fresh, m.bios, nil)
+	b := attest.Binding{Domain: domain, Nonce: authority.EvidenceNonce(l.ID, seen.Root), AgentNonce: signofftest.Nonce(), Request: attest.Digest(request),
+		EventLog: attest.Digest(l.blobs.put(m.bios))}
+	ev, err := m.identity.Evidence(context.Background(), b, m.pcrs, fresh)
 	l.must(err)
 	return &authority.Presented{Seen: seen, Evidence: *ev}
 }
@@ -190,16 +193,29 @@ func (l *log) present(p *authority.Presented) Digest {
 	return l.blobs.put(blob)
 }
 
-// epoch is n1's epoch over the evidence given.
+// set is the evidence set of an epoch.
+func (l *log) set(evidence ...Digest) Digest {
+	if len(evidence) == 0 {
+		return Digest{}
+	}
+	return l.blobs.put(signoff.EncodeEvidenceSet(evidence))
+}
+
+// proposer is the first notary that may propose the next epoch.
+func (l *log) proposer() *signofftest.Notary {
+	i := slices.IndexFunc(l.Notaries, func(y *signofftest.Notary) bool { return l.state().MayPropose(y.Doc.ID()) })
+	return l.Notaries[i]
+}
+
+// epoch is a notary's epoch over the evidence given.
 func (l *log) epoch(evidence ...Digest) *signoff.Signed {
 	l.t.Helper()
-	slices.SortFunc(evidence, func(a, b Digest) int { return strings.Compare(a.Hex(), b.Hex()) })
-	s, y := l.state(), l.Notaries[0]
-	leases, err := l.fold.Leases(evidence, l.blobs)
+	s, y, set := l.state(), l.proposer(), l.set(evidence...)
+	leases, err := l.fold.Leases(set, l.blobs)
 	l.must(err)
 	root, err := authority.LeaseRoot(leases)
 	l.must(err)
-	e := &signoff.Epoch{Charter: l.ID, Notary: y.Doc.ID(), Number: 1, Policy: s.Policy.Digest, Evidence: evidence, Root: root}
+	e := &signoff.Epoch{Charter: l.ID, Notary: y.Doc.ID(), Number: 1, Policy: s.Policy.Digest, Evidence: set, Root: root}
 	if s.Epoch != nil {
 		e.Number, e.Previous = s.Epoch.Number+1, s.Epoch.Root
 	}
@@ -341,6 +357,48 @@ func TestAttackLeaseWithoutEnd(t *testing.T) {
 	l.voids(m.claims(request, warrant, 1), "ended: the epoch in force is 3600 s old")
 }
 
+// verdict is the node's lease in an epoch over the evidence.
+func (m *machine) verdict(given ...*authority.Presented) authority.Lease {
+	l := m.l
+	l.t.Helper()
+	var evidence []Digest
+	for _, p := range given {
+		evidence = append(evidence, l.present(p))
+	}
+	leases, err := l.fold.Leases(l.set(evidence...), l.blobs)
+	l.must(err)
+	i := slices.IndexFunc(leases, func(x authority.Lease) bool { return x.Node == m.id })
+	return leases[i]
+}
+
+// others are ways to show evidence of a node that its TPM did not make for this
+// epoch, beside the genuine one.
+func (m *machine) others(stale, genuine *authority.Presented, other *machine) map[string]*authority.Presented {
+	relay := *other.proves(attest.DomainEpoch, Digest{}, nil)
+	relay.Evidence.Node = genuine.Evidence.Node
+	flipped := *genuine
+	flipped.Evidence.Signature = append([]byte{}, genuine.Evidence.Signature...)
+	flipped.Evidence.Signature[len(flipped.Evidence.Signature)-1] ^= 1
+	rewrapped := *genuine
+	rewrapped.Evidence.EventLog = attest.Digest(m.l.blobs.put([]byte("another log beside the same quote")))
+	lost := *genuine
+	lost.Evidence.EventLog = attest.Digest{0xab}
+	listed := *genuine
+	listed.Evidence.IMA = attest.Digest(m.l.blobs.put([]byte("a list of the kernel")))
+	valued := *genuine
+	valued.Evidence.PCRs = maps.Clone(genuine.Evidence.PCRs)
+	valued.Evidence.PCRs[4] = attest.Digest{1}
+	another := *genuine
+	another.Evidence.AgentNonce = signofftest.Nonce()
+	elsewhere := *genuine
+	elsewhere.Seen.Size--
+	return map[string]*authority.Presented{
+		"relayed": &relay, "signature flipped": &flipped, "of an earlier epoch": stale, "another event log": &rewrapped, "an event log that nobody has": &lost,
+		"another list": &listed, "another value": &valued, "another nonce": &another, "another checkpoint": &elsewhere,
+		"made for a claim": m.proves(attest.DomainClaim, Digest{}, nil),
+	}
+}
+
 // A blob that names a node but does not come from its TPM, or the node's own
 // quote wrapped anew, puts nobody out. Two quotes do.
 func TestAttackDisputeByForgery(t *testing.T) {
@@ -349,31 +407,106 @@ func TestAttackDisputeByForgery(t *testing.T) {
 	stale := m.proves(attest.DomainEpoch, Digest{}, nil)
 	l.takes(l.epoch())
 	genuine := m.proves(attest.DomainEpoch, Digest{}, nil)
-	verdict := func(also ...*authority.Presented) authority.Lease {
-		t.Helper()
-		evidence := []Digest{l.present(genuine)}
-		for _, p := range also {
-			evidence = append(evidence, l.present(p))
-		}
-		leases, err := l.fold.Leases(evidence, l.blobs)
-		l.must(err)
-		i := slices.IndexFunc(leases, func(x authority.Lease) bool { return x.Node == m.id })
-		return leases[i]
-	}
-	relay := *other.proves(attest.DomainEpoch, Digest{}, nil)
-	relay.Evidence.Node = genuine.Evidence.Node
-	flipped := *genuine
-	flipped.Evidence.Signature = append([]byte{}, genuine.Evidence.Signature...)
-	flipped.Evidence.Signature[len(flipped.Evidence.Signature)-1] ^= 1
-	rewrapped := *genuine
-	rewrapped.Evidence.EventLog = []byte("another log beside the same quote")
-	for name, p := range map[string]*authority.Presented{"relayed": &relay, "flipped": &flipped, "stale": stale, "wrapped anew": &rewrapped} {
-		if got := verdict(p); got.Verdict != authority.VerdictPass {
+	for name, p := range m.others(stale, genuine, other) {
+		if got := m.verdict(genuine, p); got.Verdict != authority.VerdictPass {
 			t.Errorf("%s: the node is out: %s", name, got.Reason)
 		}
 	}
-	if got := verdict(m.proves(attest.DomainEpoch, Digest{}, nil)); got.Verdict == authority.VerdictPass || !strings.Contains(got.Reason, "two different") {
+	if got := m.verdict(genuine, m.proves(attest.DomainEpoch, Digest{}, nil)); got.Verdict == authority.VerdictPass || !strings.Contains(got.Reason, "two different") {
 		t.Errorf("two quotes in one epoch: %s %s", got.Verdict, got.Reason)
+	}
+}
+
+// A hostile notary proposes an epoch in which a node's genuine quote stands with
+// logs that do not explain it, or with anything else of its making. That is
+// evidence of nobody: the node counts as silent, and keeps the lease it holds.
+func TestAttackHostileNotarySpendsALease(t *testing.T) {
+	l, ms := withNodes(t, 2)
+	m, other := ms[0], ms[1]
+	stale := m.proves(attest.DomainEpoch, Digest{}, nil)
+	l.leased(m)
+	for name, p := range m.others(stale, m.proves(attest.DomainEpoch, Digest{}, nil), other) {
+		if got := m.verdict(p); got.Reason != authority.ReasonSilent || len(got.Nonce) != 0 || !got.Evidence.IsZero() {
+			t.Errorf("%s: counts as the node's word: %s", name, got.Reason)
+		}
+	}
+}
+
+// What a node sent before it claimed a use shows an earlier clock than the claim.
+// Put forward afterwards it is no word on the node, and no second piece of evidence.
+func TestAttackEvidenceFromBeforeTheClaim(t *testing.T) {
+	l, ms := withNodes(t, 1)
+	m := ms[0]
+	request, warrant := l.launch(2, m)
+	l.leased(m)
+	before := m.proves(attest.DomainEpoch, Digest{}, nil)
+	l.takes(m.claims(request, warrant, 1))
+	if got := m.verdict(before); got.Reason != authority.ReasonSilent {
+		t.Errorf("evidence from before the claim counts: %s", got.Reason)
+	}
+	if got := m.verdict(before, m.proves(attest.DomainEpoch, Digest{}, nil)); got.Verdict != authority.VerdictPass {
+		t.Errorf("the node is out: %s", got.Reason)
+	}
+}
+
+// A node that is silent for an epoch is held to the clock it showed last.
+func TestAttackRollbackDuringSilence(t *testing.T) {
+	l, ms := withNodes(t, 1)
+	m := ms[0]
+	l.leased(m)
+	shown, _, _ := l.state().Epoch.Lease(m.id)
+	l.takes(l.epoch())
+	silent, _, _ := l.state().Epoch.Lease(m.id)
+	if silent.Past.Clock != shown.Past.Clock || silent.Past.Clock == (attest.Clock{}) {
+		t.Fatalf("the epoch of silence remembers clock %+v, shown was %+v", silent.Past.Clock, shown.Past.Clock)
+	}
+	if silent.Before != shown.Evidence {
+		t.Errorf("the last evidence that passed is %s, want %s", silent.Before, shown.Evidence)
+	}
+}
+
+// A notary that proposes epochs of silence without pause is passed over for one
+// of another notary, in which those who answered are not left out.
+func TestAttackEpochsWithoutPause(t *testing.T) {
+	l, _ := withNodes(t, 1)
+	hostile := l.proposer()
+	l.takes(l.epoch())
+	again := *l.epoch().Doc.(*signoff.Epoch)
+	again.Notary = hostile.Doc.ID()
+	l.voids(l.signed(hostile.Signing, &again), "another's turn")
+	l.takes(l.epoch())
+	if l.proposer() != hostile {
+		t.Error("it is not its turn after another's epoch")
+	}
+}
+
+func TestAttackEvidenceSets(t *testing.T) {
+	l, ms := withNodes(t, 1)
+	one, two := l.present(ms[0].proves(attest.DomainEpoch, Digest{}, nil)), l.blobs.put([]byte("two"))
+	sorted := signoff.EncodeEvidenceSet([]Digest{one, two})
+	for name, c := range map[string]struct {
+		set    []byte
+		reason string
+	}{
+		"descending": {slices.Concat(sorted[32:], sorted[:32]), "is not greater"},
+		"repeated":   {slices.Concat(sorted[:32], sorted[:32]), "is not greater"},
+		"cut":        {sorted[:63], "evidence set of 63 bytes"},
+		"too many":   {make([]byte, 32*(signoff.MaxEvidence+1)), "evidence set of"},
+	} {
+		e := *l.epoch(one).Doc.(*signoff.Epoch)
+		e.Evidence = l.blobs.put(c.set)
+		t.Run(name, func(t *testing.T) { l.voids(l.signed(l.Notaries[0].Signing, &e), c.reason) })
+	}
+	for name, lost := range map[string]Digest{"set": {0xab}, "evidence": l.set(Digest{0xab})} {
+		e := *l.epoch(one).Doc.(*signoff.Epoch)
+		e.Evidence = lost
+		if _, err := l.fold.Apply(l.signed(l.Notaries[0].Signing, &e).Line(), l.blobs); !errors.Is(err, authority.ErrMissingBlob) {
+			t.Errorf("an epoch whose %s nobody has was folded: %v", name, err)
+		}
+	}
+	l.takes(l.epoch(one, two))
+	if x, _, _ := l.state().Epoch.Lease(ms[0].id); x.Verdict != authority.VerdictPass {
+		t.Errorf("what cannot be read put a node out: %s", x.Reason)
 	}
 }
 
@@ -390,17 +523,12 @@ func TestAttackEpochs(t *testing.T) {
 		"another number":    {func(e *signoff.Epoch) { e.Number = 2 }, "want 1 after"},
 		"another previous":  {func(e *signoff.Epoch) { e.Previous = Digest{1} }, "want 1 after"},
 		"another policy":    {func(e *signoff.Epoch) { e.Policy = Digest{1} }, "in force is"},
-		"evidence left out": {func(e *signoff.Epoch) { e.Evidence = nil }, "this log gives"},
+		"evidence left out": {func(e *signoff.Epoch) { e.Evidence = Digest{} }, "this log gives"},
 		"another notary's":  {func(e *signoff.Epoch) { e.Notary = l.Notaries[1].Doc.ID() }, "names key"},
 	} {
 		e := *l.epoch(good).Doc.(*signoff.Epoch)
 		c.edit(&e)
 		t.Run(name, func(t *testing.T) { l.voids(l.signed(y.Signing, &e), c.reason) })
-	}
-	lost := *l.epoch(good).Doc.(*signoff.Epoch)
-	lost.Evidence = []Digest{{0xab}}
-	if _, err := l.fold.Apply(l.signed(y.Signing, &lost).Line(), l.blobs); err == nil {
-		t.Error("an epoch with evidence that nobody has was folded")
 	}
 	l.takes(l.epoch(good))
 	l.takes(l.epoch(good))

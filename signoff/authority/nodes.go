@@ -13,8 +13,24 @@ func putNode(n *Node) change {
 	return change{key: "node/" + n.ID.Hex(), value: n, put: func(s *State) { s.Nodes[n.ID] = n }}
 }
 
+// enrolNode puts a node that was not there.
+func enrolNode(n *Node) (change, error) {
+	keys, err := nodeKeyIDs(n.Keys)
+	if err != nil {
+		return change{}, err
+	}
+	c := putNode(n)
+	c.put = func(s *State) {
+		s.Nodes[n.ID], s.named[n.Name] = n, n.ID
+		for _, k := range keys {
+			s.nodeKeys[k] = n.ID
+		}
+	}
+	return c, nil
+}
+
 func putClaim(c *Claim) change {
-	return change{key: "claim/" + c.ID.Hex(), value: c, put: func(s *State) { s.Claims[c.ID] = c }}
+	return change{key: "claim/" + c.ID.Hex(), value: c, put: func(s *State) { s.Claims[c.ID], s.fresh[c.FreshFingerprint()] = c, c.ID }}
 }
 
 // FreshFingerprint names the key made for this use.
@@ -56,13 +72,13 @@ func (d decision) claim(c *signoff.Claim) ([]change, error) {
 	if err := s.leased(c.Node); err != nil {
 		return nil, err
 	}
-	fresh, clock, err := d.claimEvidence(c, r)
+	fresh, past, err := d.claimEvidence(c, r)
 	if err != nil {
 		return nil, err
 	}
 	used, node := *w, *s.Nodes[c.Node]
 	used.Used++
-	node.Clock = clock
+	node.Claimed, node.Past = d.index, past
 	rec := &Claim{ID: d.id, Doc: c, Index: d.index, Fresh: fresh}
 	return []change{putWarrant(&used), putNode(&node), putClaim(rec)}, nil
 }

@@ -3,7 +3,6 @@ package authority
 import (
 	"crypto"
 	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/keyturn/keyturn/attest"
@@ -51,6 +50,12 @@ type State struct {
 	groupID    Digest            // fingerprint of the group key
 	logKeys    map[Digest]bool   // every key that ever signed checkpoints, by fingerprint
 	references []*attest.ReferenceSet
+
+	// What the records above say, by other keys: with 100,000 nodes nothing
+	// may look through all of them for one.
+	named    map[string]Digest // nodes by name
+	nodeKeys map[Digest]Digest // nodes by the keys they brought
+	fresh    map[Digest]Digest // claims by fingerprint of their key
 }
 
 // A PolicyRecord is the policy in force.
@@ -137,7 +142,8 @@ type Node struct {
 	Enrolment Digest       `json:"enrolment"`
 	Index     uint64       `json:"index"`
 	Retired   bool         `json:"retired"`
-	Clock     attest.Clock `json:"clock"` // of the last evidence that passed
+	Claimed   uint64       `json:"claimed"` // index of its last claim, 0 for none
+	Past      attest.Past  `json:"past"`    // as of that claim; what epochs proved stands in the leases
 	Keys      *attest.Node `json:"-"`
 }
 
@@ -179,11 +185,12 @@ type TickRound struct {
 
 // An Epoch is the lease epoch in force.
 type Epoch struct {
-	Number uint64  `json:"number"`
-	Index  uint64  `json:"index"`
-	Time   int64   `json:"time"`
-	Root   Digest  `json:"root"`
-	Leases []Lease `json:"-"`
+	Number    uint64   `json:"number"`
+	Index     uint64   `json:"index"`
+	Time      int64    `json:"time"`
+	Root      Digest   `json:"root"`
+	Proposers []Digest `json:"proposers"` // of the last f epochs, newest first
+	Leases    []Lease  `json:"-"`         // ascending by node
 }
 
 // Lease returns the node's lease in this epoch and its place among the leaves.
@@ -191,8 +198,8 @@ func (e *Epoch) Lease(node Digest) (Lease, int, bool) {
 	if e == nil {
 		return Lease{}, 0, false
 	}
-	i := slices.IndexFunc(e.Leases, func(l Lease) bool { return l.Node == node })
-	if i < 0 {
+	i, ok := slices.BinarySearchFunc(e.Leases, node, func(l Lease, id Digest) int { return compareDigests(l.Node, id) })
+	if !ok {
 		return Lease{}, 0, false
 	}
 	return e.Leases[i], i, true
@@ -212,6 +219,7 @@ func newState(id Digest) *State {
 		ID: id, Accepted: map[Digest]bool{}, Requests: map[Digest]*Request{}, Warrants: map[Digest]*Warrant{},
 		Objects: map[Digest]*Object{}, Nodes: map[Digest]*Node{}, Claims: map[Digest]*Claim{}, Halts: map[Digest]*Halt{},
 		Releases: map[Digest][]*signoff.Release{}, Documents: map[Digest]uint64{}, signers: map[Digest]signer{}, Tokens: map[Digest]Owned{}, logKeys: map[Digest]bool{},
+		named: map[string]Digest{}, nodeKeys: map[Digest]Digest{}, fresh: map[Digest]Digest{},
 	}
 }
 
@@ -224,23 +232,21 @@ func (s *State) Notary(id Digest) (*signoff.Notary, uint16, bool) {
 
 // NodeNamed finds an enrolled node by name.
 func (s *State) NodeNamed(name string) (*Node, bool) {
-	for _, n := range s.Nodes {
-		if n.Name == name {
-			return n, true
-		}
-	}
-	return nil, false
+	id, ok := s.named[name]
+	return s.Nodes[id], ok
 }
 
-// Halted returns a standing halt that covers the request on the node, if any.
-// A zero node asks about halts of the request or of everything.
+// Halted returns a standing halt that covers the request on the node, if any: of
+// several the one with the lowest digest. A zero node asks about halts of the
+// request or of everything.
 func (s *State) Halted(request, node Digest) (*Halt, bool) {
-	for _, id := range slices.SortedFunc(maps.Keys(s.Halts), compareDigests) {
-		if h := s.Halts[id]; h.Lifted.IsZero() && h.Doc.Covers(request, node) {
-			return h, true
+	var first *Halt
+	for _, h := range s.Halts {
+		if h.Lifted.IsZero() && h.Doc.Covers(request, node) && (first == nil || compareDigests(h.ID, first.ID) < 0) {
+			first = h
 		}
 	}
-	return nil, false
+	return first, first != nil
 }
 
 // lockboxReady returns the object if its shares are dealt.

@@ -102,7 +102,8 @@ func (d decision) effect(r *Request) ([]change, error) {
 			return nil, err
 		}
 		n := &Node{ID: doc.Enrol.Node, Name: doc.Enrol.Name, Enrolment: doc.Enrol.Enrolment, Index: d.index, Keys: keys}
-		return []change{putNode(n)}, nil
+		c, err := enrolNode(n)
+		return []change{c}, err
 	case doc.Retire != nil:
 		n := *s.Nodes[doc.Retire.Node]
 		n.Retired = true

@@ -31,7 +31,7 @@ type topic struct {
 // that the messages take, however small or many they are.
 const (
 	maxTopics     = 4096
-	maxTopicBytes = 4 << 20
+	maxTopicBytes = 32 << 20 // evidence of 131,072 nodes, 71 bytes each
 	maxMailBytes  = 64 << 20
 	overhead      = 128 // counted for each message on top of its bytes
 )
@@ -91,12 +91,9 @@ func (m *mail) forgetOldest(keep *topic) {
 	m.order = append(m.order[:i], m.order[i+1:]...)
 }
 
-// Bounds of one answer: messages, and their bytes. The client reads no more
-// than 64 messages' worth, and base64 makes four bytes of three.
-const (
-	maxMailAnswer  = 60
-	maxAnswerBytes = 32 * api.MaxMessage
-)
+// maxAnswerBytes bounds one answer. The client reads no more than 64 of the
+// largest messages, and base64 makes four bytes of three.
+const maxAnswerBytes = 32 * api.MaxMessage
 
 // receive returns messages numbered above after, and a channel that closes
 // when there may be more.
@@ -110,8 +107,7 @@ func (m *mail) receive(name string, after uint64) (api.Mail, <-chan struct{}) {
 			from = min(after-t.first+1, uint64(len(t.messages)))
 		}
 		for i, body := range t.messages[from:] {
-			size += weight(body)
-			if len(out.Messages) == maxMailAnswer || size > maxAnswerBytes {
+			if size += weight(body); size > maxAnswerBytes {
 				break
 			}
 			out.Messages = append(out.Messages, api.Message{Number: t.first + from + uint64(i), Body: body})

@@ -6,8 +6,9 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
-	"maps"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/keyturn/keyturn/attest"
@@ -103,7 +104,7 @@ func (n *Notary) challenge(ctx context.Context, s *enrolSession, request Digest,
 // little longer than the one before it, so that a silent one is passed over.
 func (n *Notary) planEpoch(l look) (func(context.Context) error, error) {
 	s := l.state
-	if !l.onTime() || !hasNodes(s) {
+	if !l.onTime() || !hasNodes(s) || !s.MayPropose(n.id) {
 		return nil, nil
 	}
 	number, since := uint64(1), l.now.Unix()
@@ -136,19 +137,19 @@ func hasNodes(s *authority.State) bool {
 	return false
 }
 
-// Bounds of what a notary looks at for one epoch: pieces of evidence, and reads
-// of the mailbox, which someone may be filling meanwhile.
+// Bounds of what a notary looks at for one epoch: pieces of evidence, reads of
+// the mailbox, which someone may be filling meanwhile, and blobs fetched at a time.
 const (
 	maxOffers     = 4 * signoff.MaxEvidence
-	maxOfferReads = 100
+	maxOfferReads = 1000
+	fetchers      = 16
 )
 
 // An offer is one node's evidence that this notary may put forward.
 type offer struct {
-	digest    Digest
-	blob      []byte
-	presented *authority.Presented
-	passes    bool
+	digest Digest
+	blob   []byte
+	passes bool
 }
 
 // proposeEpoch gathers the newest evidence of each node and appends the
@@ -158,14 +159,19 @@ func (n *Notary) proposeEpoch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, d := range offered {
-		if err := n.weigh(ctx, d); err != nil {
+	for batch := range slices.Chunk(offered, 1024) {
+		if err := n.weigh(ctx, batch); err != nil {
 			return err
 		}
 	}
-	doc, err := n.deriveEpoch()
+	doc, set, err := n.deriveEpoch(ctx)
 	if err != nil {
 		return err
+	}
+	if len(set) > 0 {
+		if _, err := n.cfg.Client.PutBlob(ctx, set); err != nil {
+			return err
+		}
 	}
 	return n.append(ctx, doc)
 }
@@ -176,6 +182,7 @@ func (n *Notary) newOffers(ctx context.Context) ([]Digest, error) {
 		n.evidence = api.NewReader(api.TopicEvidence)
 	}
 	var out []Digest
+	there := map[Digest]bool{}
 	for range maxOfferReads {
 		msgs, err := n.evidence.Receive(ctx, n.cfg.Client, 0)
 		if err != nil {
@@ -185,54 +192,68 @@ func (n *Notary) newOffers(ctx context.Context) ([]Digest, error) {
 			break
 		}
 		for _, m := range msgs {
-			if d, err := dsse.ParseDigest(string(m)); err == nil && !slices.Contains(out, d) {
+			if d, err := dsse.ParseDigest(string(m)); err == nil && !there[d] {
+				there[d] = true
 				out = append(out, d)
 			}
 		}
-		out = out[max(0, len(out)-maxOffers):]
+		for len(out) > maxOffers {
+			delete(there, out[0])
+			out = out[1:]
+		}
 	}
 	return out, nil
 }
 
-// weigh looks at one piece of evidence and keeps it if it is the best that its
-// node has: the newest that passes, or else the newest. Anybody can put
-// evidence forward in a node's name. It must not be able to put the node out,
-// and costs a look and no memory.
-func (n *Notary) weigh(ctx context.Context, d Digest) error {
-	blob, err := n.cfg.Client.Blob(ctx, d)
-	if err != nil {
-		return nil // the agent that meant it sends again
-	}
-	p, err := authority.ParsePresented(blob)
-	if err != nil {
-		return nil
-	}
+// weigh looks at pieces of evidence and keeps of each node the best: the newest
+// that passes, or else the newest that its TPM signed. Anybody can put evidence
+// forward in a node's name. It must not be able to put the node out, and costs a
+// look and no memory.
+func (n *Notary) weigh(ctx context.Context, digests []Digest) error {
+	blobs := n.fetch(ctx, digests)
 	return n.view(func(l look) error {
-		node := Digest(p.Evidence.Node)
-		if have, ok := l.state.Nodes[node]; !ok || have.Retired {
-			return nil
-		}
-		passes := l.auth.WouldPass(p)
-		if passes || n.offers[node] == nil || !n.offers[node].passes {
-			n.offers[node] = &offer{d, blob, p, passes}
+		for i, w := range l.auth.Weigh(blobs, n.logs(ctx)) {
+			if have := n.offers[w.Node]; w.Proved && (w.Passed || have == nil || !have.passes) {
+				n.offers[w.Node] = &offer{digests[i], blobs[i], w.Passed}
+			}
 		}
 		return nil
 	})
 }
 
+// fetch looks blobs up; one that is not to be had is nil: the agent that meant it
+// sends again.
+func (n *Notary) fetch(ctx context.Context, digests []Digest) [][]byte {
+	blobs := make([][]byte, len(digests))
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range min(fetchers, len(digests)) {
+		wg.Go(func() {
+			for i := next.Add(1) - 1; i < int64(len(digests)); i = next.Add(1) - 1 {
+				if blob, err := n.cfg.Client.Blob(ctx, digests[i]); err == nil {
+					blobs[i] = blob
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return blobs
+}
+
 // deriveEpoch puts forward what it kept and computes the root on the state as
-// it is.
-func (n *Notary) deriveEpoch() (*signoff.Epoch, error) {
-	var doc *signoff.Epoch
-	err := n.view(func(l look) error {
+// it is. It returns the evidence set as well, empty for none.
+func (n *Notary) deriveEpoch(ctx context.Context) (doc *signoff.Epoch, set []byte, err error) {
+	err = n.view(func(l look) error {
 		s := l.state
 		doc = &signoff.Epoch{Charter: s.ID, Notary: n.id, Number: 1, Policy: s.Policy.Digest}
 		if s.Epoch != nil {
 			doc.Number, doc.Previous = s.Epoch.Number+1, s.Epoch.Root
 		}
-		blobs := n.settleOffers(l)
-		doc.Evidence = slices.SortedFunc(maps.Keys(blobs), func(a, b Digest) int { return slices.Compare(a[:], b[:]) })
-		leases, err := l.auth.Leases(doc.Evidence, blobs)
+		n.dropStale(l)
+		leases, err := n.leases(ctx, l, doc, &set)
+		if err == nil && n.dropLapsed(leases) {
+			leases, err = n.leases(ctx, l, doc, &set)
+		}
 		if err != nil {
 			return err
 		}
@@ -242,33 +263,62 @@ func (n *Notary) deriveEpoch() (*signoff.Epoch, error) {
 		doc.Root, err = authority.LeaseRoot(leases)
 		return err
 	})
-	return doc, err
+	return doc, set, err
 }
 
-// settleOffers returns what to put forward now. Evidence that passed in an
-// epoch before is no evidence for this one, and what does not pass is put
-// forward once, for its reason.
-func (n *Notary) settleOffers(l look) known {
-	out := known{}
-	for node, o := range n.offers {
-		passes := l.auth.WouldPass(o.presented)
-		if (passes || !o.passes) && len(out) < signoff.MaxEvidence {
-			out[o.digest] = o.blob
+// leases names the evidence kept in the epoch and computes what follows from it.
+func (n *Notary) leases(ctx context.Context, l look, doc *signoff.Epoch, set *[]byte) ([]authority.Lease, error) {
+	blobs := kept{known: map[Digest][]byte{}, rest: n.logs(ctx)}
+	var evidence []Digest
+	for _, o := range n.offers {
+		if len(evidence) < signoff.MaxEvidence {
+			evidence = append(evidence, o.digest)
+			blobs.known[o.digest] = o.blob
 		}
-		if !passes {
+	}
+	*set, doc.Evidence = signoff.EncodeEvidenceSet(evidence), Digest{}
+	if len(*set) > 0 {
+		doc.Evidence = sha256.Sum256(*set)
+		blobs.known[doc.Evidence] = *set
+	}
+	return l.auth.Leases(doc.Evidence, blobs)
+}
+
+// dropStale forgets evidence that answers no checkpoint of this epoch.
+func (n *Notary) dropStale(l look) {
+	for node, o := range n.offers {
+		if p, err := authority.ParsePresented(o.blob); err != nil || !l.auth.Answers(p) {
 			delete(n.offers, node)
 		}
 	}
-	return out
 }
 
-// known serves blobs that were fetched before the state was locked.
-type known map[Digest][]byte
-
-func (k known) Blob(d Digest) ([]byte, error) {
-	b, ok := k[d]
-	if !ok || Digest(sha256.Sum256(b)) != d {
-		return nil, authority.ErrMissingBlob
+// dropLapsed forgets evidence that passed when it came and does not now, and
+// reports whether there was any: it was good, and to leave it out costs the node
+// less than to show it. What never passed is put forward, for its reason.
+func (n *Notary) dropLapsed(leases []authority.Lease) bool {
+	dropped := false
+	for _, l := range leases {
+		if o := n.offers[l.Node]; o != nil && o.passes && l.Verdict != authority.VerdictPass {
+			delete(n.offers, l.Node)
+			dropped = true
+		}
 	}
-	return b, nil
+	return dropped
+}
+
+// logs looks up the logs that evidence names.
+func (n *Notary) logs(ctx context.Context) authority.Blobs { return n.follower.Blobs(ctx) }
+
+// kept serves blobs that were fetched before, and looks the rest up.
+type kept struct {
+	known map[Digest][]byte
+	rest  authority.Blobs
+}
+
+func (k kept) Blob(d Digest) ([]byte, error) {
+	if b, ok := k.known[d]; ok {
+		return b, nil
+	}
+	return k.rest.Blob(d)
 }

@@ -83,6 +83,9 @@ type Agent struct {
 	Dir string `mapstructure:"dir"`
 	// EventLog is the firmware's log, binary_bios_measurements.
 	EventLog string `mapstructure:"eventLog"`
+	// IMA is the kernel's measurement list, binary_runtime_measurements; where
+	// Linux shows it if empty. It is read if reference sets have rules for files.
+	IMA string `mapstructure:"ima"`
 	// BootApproval is the file with the boot policy approved for this node.
 	BootApproval string `mapstructure:"bootApproval"`
 	// Objects lists directories of sealed weights on this node.
