@@ -21,8 +21,12 @@ import (
 	"time"
 )
 
-// InputsPath is where a run finds its inputs, read-only.
-const InputsPath = "/run/keyturn/inputs"
+// InputsPath is where a run finds its inputs, read-only; OutputPath is where it
+// writes what it wants kept.
+const (
+	InputsPath = "/run/keyturn/inputs"
+	OutputPath = "/run/keyturn/output"
+)
 
 // Bounds on a Spec.
 const (
@@ -72,6 +76,7 @@ type Spec struct {
 	TimeLimit  time.Duration // of wall time; the run is killed then, frozen or not
 	Grace      time.Duration // SIGTERM comes so long before the time limit; 0: no warning
 	Inputs     Inputs        // the zero value gives an empty directory
+	Output     Output        // the zero value gives none
 	Scratch    uint64        // bytes of memory the run may use for temporary files; 0: none
 	Stdout     *os.File      // nil: discarded
 	Stderr     *os.File      // nil: discarded
@@ -91,6 +96,15 @@ type Executable struct {
 type Inputs struct {
 	Bytes uint64
 	Fill  func(ctx context.Context, dir *os.Root) error
+}
+
+// Output is memory that only the run sees and may write to, at OutputPath, of
+// Bytes at most. Opened is given that directory before anything is executed,
+// must close it, and must trust nothing in it: links, names and changing files
+// are the run's. What is in it stays until then, past the run's end.
+type Output struct {
+	Bytes  uint64
+	Opened func(dir *os.File)
 }
 
 // Reason is why a run ended.
@@ -133,6 +147,8 @@ func (s *Spec) Validate() error {
 		return refuse("grace %v must be shorter than the time limit %v", s.Grace, s.TimeLimit)
 	case s.Inputs.Fill != nil && s.Inputs.Bytes == 0:
 		return refuse("inputs of 0 bytes: say how large they may be")
+	case (s.Output.Bytes == 0) != (s.Output.Opened == nil):
+		return refuse("an output of %d bytes wants both its size and who takes it", s.Output.Bytes)
 	}
 	if err := checkStrings(s.Argv, s.Env); err != nil {
 		return refuse("%w", err)

@@ -11,6 +11,9 @@
 // way to gain any, no core dumps, no network interface that is up, and no kind
 // of socket that goes around network namespaces.
 //
+// A run with an output finds one more tmpfs, which it may write to and of which
+// the agent has a descriptor too.
+//
 // The bytes executed are a sealed memfd: they are copied into memory, sealed
 // against any change, hashed there, and executed by descriptor, so nothing can
 // come between check and execution. Only executables that load no interpreter

@@ -330,6 +330,41 @@ func TestInputsLinkRefused(t *testing.T) {
 	}
 }
 
+// What a run keeps is the agent's to read, by descriptor alone, past its end.
+func TestOutput(t *testing.T) {
+	g := gate(t)
+	s := spec(t, "keep", enforce.OutputPath)
+	var dir *os.File
+	s.Output = enforce.Output{Bytes: 256 << 10, Opened: func(f *os.File) { dir = f }}
+	text, exit := output(t, g, s)
+	if dir == nil {
+		t.Fatal("no output directory came")
+	}
+	defer dir.Close()
+	if exit.Code != 0 || !strings.Contains(text, "write: <nil> <nil> <nil>") || !strings.Contains(text, "no space left") || !strings.Contains(text, "permission denied") {
+		t.Errorf("exit %+v:\n%s", exit, text)
+	}
+	kept, err := os.ReadFile(fmt.Sprintf("/proc/self/fd/%d/done/w", dir.Fd()))
+	if err != nil || string(kept) != "kept" {
+		t.Errorf("the output holds %q, %v", kept, err)
+	}
+	if _, err := os.Stat(enforce.OutputPath); !os.IsNotExist(err) {
+		t.Errorf("the host sees the output: %v", err)
+	}
+}
+
+func TestOutputOnlyIfAsked(t *testing.T) {
+	g := gate(t)
+	if text, _ := output(t, g, spec(t, "keep", enforce.OutputPath)); !strings.Contains(text, "no such file") {
+		t.Errorf("without an output a run wrote one:\n%s", text)
+	}
+	s := spec(t, "exit", "0")
+	s.Output.Bytes = 1 << 20
+	if _, err := g.Start(t.Context(), s); err == nil || !strings.Contains(err.Error(), "who takes it") {
+		t.Errorf("an output that nobody takes: %v", err)
+	}
+}
+
 func TestHostIsReadOnly(t *testing.T) {
 	g := gate(t)
 	open := filepath.Join(t.TempDir(), "open")

@@ -100,6 +100,7 @@ type order struct {
 	UID, GID  uint32
 	Inputs    uint64 // bytes
 	Scratch   uint64 // bytes
+	Output    uint64 // bytes; 0: no such directory
 }
 
 // write puts o into a sealed memfd. Gob keeps argv and environment byte for

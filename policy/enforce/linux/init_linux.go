@@ -29,7 +29,7 @@ const (
 // What agent and init say to each other, one packet each. After msgStarted
 // init still takes msgTerm.
 const (
-	msgReady   = "ready"      // init: the mounts stand; with the inputs directory
+	msgReady   = "ready"      // init: the mounts stand; with the inputs directory and, if asked for, the output's
 	msgGo      = "go"         // agent: the inputs are written
 	msgStarted = "started"    // init: the executable runs
 	msgFailed  = "failed: "   // init: and the reason
@@ -116,7 +116,7 @@ func prepare() (int, error) {
 	if err := furnish(o); err != nil {
 		return 0, err
 	}
-	if err := sendInputs(); err != nil {
+	if err := sendDirectories(o); err != nil {
 		return 0, err
 	}
 	if word := hear(); word != msgGo {
@@ -149,8 +149,14 @@ func furnish(o order) error {
 	if err := os.MkdirAll(enforce.InputsPath, 0o755); err != nil {
 		return err
 	}
-	if err := mountMemory(enforce.InputsPath, o.Inputs, fmt.Sprintf("mode=0700,uid=%d,gid=%d", o.UID, o.GID)); err != nil {
+	private := fmt.Sprintf("mode=0700,uid=%d,gid=%d", o.UID, o.GID)
+	if err := mountMemory(enforce.InputsPath, o.Inputs, private); err != nil {
 		return err
+	}
+	if o.Output > 0 {
+		if err := errors.Join(os.MkdirAll(enforce.OutputPath, 0o755), mountMemory(enforce.OutputPath, o.Output, private)); err != nil {
+			return err
+		}
 	}
 	return unix.Sethostname([]byte("keyturn-run"))
 }
@@ -205,16 +211,24 @@ func freezeMount(path string) error {
 	return nil
 }
 
-// sendInputs gives the agent the inputs directory, which has no path that the
-// agent could reach.
-func sendInputs() error {
-	dir, err := unix.Open(enforce.InputsPath, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
+// sendDirectories gives the agent the inputs directory, and the output's if
+// there is one. Neither has a path that the agent could reach.
+func sendDirectories(o order) error {
+	paths := []string{enforce.InputsPath}
+	if o.Output > 0 {
+		paths = append(paths, enforce.OutputPath)
 	}
-	defer unix.Close(dir)
-	if err := unix.Sendmsg(ctlFD, []byte(msgReady), unix.UnixRights(dir), nil, unix.MSG_NOSIGNAL); err != nil {
-		return fmt.Errorf("sending the inputs directory: %w", err)
+	var fds []int
+	for _, p := range paths {
+		fd, err := unix.Open(p, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		fds = append(fds, fd)
+	}
+	if err := unix.Sendmsg(ctlFD, []byte(msgReady), unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL); err != nil {
+		return fmt.Errorf("sending the directories of the run: %w", err)
 	}
 	return nil
 }

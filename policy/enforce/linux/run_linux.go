@@ -40,12 +40,12 @@ type run struct {
 // launch starts init in group and leads it through its steps. On error the
 // caller kills the group.
 func (g *Gate) launch(ctx context.Context, spec enforce.Spec, group cgroup, image *os.File) (*run, error) {
-	o := order{Argv: spec.Argv, Env: spec.Env, UID: g.uid, GID: g.gid, Inputs: spec.Inputs.Bytes, Scratch: spec.Scratch}
+	o := order{Argv: spec.Argv, Env: spec.Env, UID: g.uid, GID: g.gid, Inputs: spec.Inputs.Bytes, Scratch: spec.Scratch, Output: spec.Output.Bytes}
 	r := &run{id: spec.ID, group: group, reason: enforce.Exited, done: make(chan struct{})}
 	if err := r.spawn(o, image, spec.Stdout, spec.Stderr); err != nil {
 		return nil, err
 	}
-	if err := r.lead(ctx, spec.Inputs); err != nil {
+	if err := r.lead(ctx, spec); err != nil {
 		err = errors.Join(err, group.kill())
 		r.ctl.Close()
 		r.init.Wait() // its error says only that it was killed
@@ -116,32 +116,47 @@ func socketpair() (*net.UnixConn, *os.File, error) {
 
 // lead waits until the mounts stand, has the inputs written, and lets init
 // execute. It ends early when ctx does.
-func (r *run) lead(ctx context.Context, in enforce.Inputs) error {
+func (r *run) lead(ctx context.Context, spec enforce.Spec) error {
 	stop := context.AfterFunc(ctx, func() { r.ctl.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	err := r.steps(ctx, in)
+	err := r.steps(ctx, spec)
 	if cause := context.Cause(ctx); cause != nil {
 		return errors.Join(cause, err)
 	}
 	return err
 }
 
-func (r *run) steps(ctx context.Context, in enforce.Inputs) error {
-	dir, err := r.receive(msgReady)
+func (r *run) steps(ctx context.Context, spec enforce.Spec) error {
+	dirs, err := r.receive(msgReady)
 	if err != nil {
 		return err
 	}
-	if dir < 0 {
-		return errors.New("init sent no inputs directory")
+	want := 1
+	if spec.Output.Bytes > 0 {
+		want = 2
 	}
-	if err := fillInputs(ctx, in, dir); err != nil {
+	if len(dirs) != want {
+		closeAll(dirs)
+		return fmt.Errorf("%d directories from init, want %d", len(dirs), want)
+	}
+	if want == 2 {
+		spec.Output.Opened(os.NewFile(uintptr(dirs[1]), enforce.OutputPath))
+	}
+	if err := fillInputs(ctx, spec.Inputs, dirs[0]); err != nil {
 		return fmt.Errorf("writing the inputs: %w", err)
 	}
 	if _, err := r.ctl.Write([]byte(msgGo)); err != nil {
 		return fmt.Errorf("telling init to go on: %w", err)
 	}
-	_, err = r.receive(msgStarted)
+	dirs, err = r.receive(msgStarted)
+	closeAll(dirs)
 	return err
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
 }
 
 // fillInputs has the inputs written below dir, and closes it.
@@ -157,44 +172,41 @@ func fillInputs(ctx context.Context, in enforce.Inputs, dir int) error {
 	return errors.Join(in.Fill(ctx, root), root.Close())
 }
 
-// receive reads init's next message, which must be want, and the descriptor
-// that came with it, or -1.
-func (r *run) receive(want string) (int, error) {
-	buf, oob := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(4))
+// receive reads init's next message, which must be want, and the descriptors
+// that came with it.
+func (r *run) receive(want string) ([]int, error) {
+	buf, oob := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(4*2))
 	n, m, _, _, err := r.ctl.ReadMsgUnix(buf, oob)
 	if err != nil || n == 0 {
-		return -1, errors.Join(errors.New("init went away without a word"), err)
+		return nil, errors.Join(errors.New("init went away without a word"), err)
 	}
-	fd := -1
+	var fds []int
 	if m > 0 {
-		if fd, err = descriptor(oob[:m]); err != nil {
-			return -1, err
+		if fds, err = descriptors(oob[:m]); err != nil {
+			return nil, err
 		}
 	}
 	if text := string(buf[:n]); text != want {
-		if fd >= 0 {
-			unix.Close(fd)
-		}
-		return -1, errors.New(strings.TrimPrefix(text, msgFailed))
+		closeAll(fds)
+		return nil, errors.New(strings.TrimPrefix(text, msgFailed))
 	}
-	return fd, nil
+	return fds, nil
 }
 
-// descriptor takes the one descriptor out of a control message.
-func descriptor(oob []byte) (int, error) {
+// descriptors takes those of the one control message.
+func descriptors(oob []byte) ([]int, error) {
 	msgs, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
-		return -1, err
+		return nil, err
 	}
 	if len(msgs) != 1 {
-		return -1, fmt.Errorf("%d control messages from init, want 1", len(msgs))
+		return nil, fmt.Errorf("%d control messages from init, want 1", len(msgs))
 	}
 	fds, err := unix.ParseUnixRights(&msgs[0])
-	if err != nil || len(fds) != 1 {
-		return -1, errors.Join(fmt.Errorf("%d descriptors from init, want 1", len(fds)), err)
+	for _, fd := range fds {
+		unix.CloseOnExec(fd)
 	}
-	unix.CloseOnExec(fds[0])
-	return fds[0], nil
+	return fds, err
 }
 
 // supervise warns and kills on time, and settles the account at the end.

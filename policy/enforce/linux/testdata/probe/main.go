@@ -18,7 +18,7 @@ import (
 
 var acts = map[string]func(args []string){
 	"show": show, "exit": exit, "inputs": inputs, "network": network, "privileges": privileges,
-	"sleep": sleep, "tidy": tidy, "deaf": deaf, "count": count, "bomb": bomb, "child": child, "write": write, "core": core,
+	"sleep": sleep, "tidy": tidy, "deaf": deaf, "count": count, "bomb": bomb, "child": child, "write": write, "core": core, "keep": keep,
 }
 
 func main() {
@@ -74,6 +74,14 @@ func inputs(args []string) {
 	})
 	fmt.Println("create:", os.WriteFile(dir+"/new", nil, 0o600))
 	fmt.Println("remount:", syscall.Mount("", dir, "", syscall.MS_REMOUNT, ""))
+}
+
+// keep writes a file to the output, under a name that says when it is done.
+func keep(args []string) {
+	dir := args[0]
+	fmt.Println("write:", os.Mkdir(dir+"/.part", 0o700), os.WriteFile(dir+"/.part/w", []byte("kept"), 0o600), os.Rename(dir+"/.part", dir+"/done"))
+	fmt.Println("full:", os.WriteFile(dir+"/more", make([]byte, 1<<20), 0o600))
+	fmt.Println("execute:", exec.Command(dir+"/done/w").Run())
 }
 
 func network([]string) {
