@@ -2,12 +2,12 @@
 # Both install what they need and say so. See README.md.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: help build deps demo up down test test-vault vet fuzz bench clean
+.PHONY: help build deps demo up down test test-slow test-vault vet fuzz bench clean
 
 export CGO_ENABLED := 0
 BIN := bin
 PROGRAMS := keyturn keyturnd keyturn-notary keyturn-agent age-plugin-keyturn
-PACKAGES := gcc libc6-dev xfsprogs softhsm2 opencryptoki libtpm2-pkcs11-1 swtpm swtpm-tools age openssl opensc minisign openssh-client tpm2-tools osslsigncode git
+PACKAGES := gcc libc6-dev xfsprogs strace softhsm2 opencryptoki libtpm2-pkcs11-1 swtpm swtpm-tools age openssl opensc minisign openssh-client tpm2-tools osslsigncode git
 
 help: ## show this list
 	@sed -nE 's/^([a-z-]+):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -38,6 +38,9 @@ down: ## stop what make up left running
 
 test: deps vet ## all tests
 	@CGO_ENABLED=1 go test -timeout 20m ./...
+
+test-slow: deps ## the tests that take minutes, and gigabytes of disk
+	@KEYTURN_SLOW=1 go test -count=1 -timeout 60m -run 'Sparse64GiB|SealAcross4GiB' -v ./signoff/weights
 
 test-vault: deps ## hsm/vault against a real Vault server, which is built first (minutes)
 	@mkdir -p build

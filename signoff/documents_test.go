@@ -89,7 +89,7 @@ func launch() *signoff.Request {
 	return request(func(r *signoff.Request) {
 		r.Action = signoff.ActionLaunch
 		r.Launch = &signoff.Launch{Name: "run-1", Executable: digest("executable"), Argv: []string{"train", "--lr=\n"}, Env: []string{"A=b"},
-			Objects: []Digest{digest("object")}, Pool: []Digest{digest("node")}, Uses: 4, Seconds: 60}
+			Objects: []Digest{digest("object")}, Pool: []Digest{digest("node")}, Uses: 4, Seconds: 60, Output: 1 << 37}
 	})
 }
 
@@ -104,6 +104,12 @@ func object() *signoff.Object {
 		Summary: signoff.Summary{Files: 2, Bytes: 1 << 40, Tensors: 3, Parameters: 7, DTypes: []string{"BF16"}}}
 }
 
+func snapshot() *signoff.Object {
+	o := object()
+	o.Sealer, o.Claim = digest("node"), digest("claim")
+	return o
+}
+
 func warrant() *signoff.Warrant {
 	return &signoff.Warrant{Charter: cluster, Request: digest("request"), Action: signoff.ActionExport, Policy: digest("policy"), Rule: digest("rule"), Index: 9,
 		Approvals: []Digest{digest("a"), digest("b")}, Issued: 1000, Expiry: 2000, Uses: 1}
@@ -115,7 +121,7 @@ func epoch() *signoff.Epoch {
 }
 
 func claim() *signoff.Claim {
-	return &signoff.Claim{Charter: cluster, Node: digest("node"), Warrant: digest("warrant"), Use: 1, Evidence: digest("evidence"), Created: 1000, Nonce: nonce}
+	return &signoff.Claim{Charter: cluster, Node: digest("node"), Warrant: digest("warrant"), Use: 2, Evidence: digest("evidence"), Created: 1000, Nonce: nonce, Resume: digest("snapshot")}
 }
 
 func receipt() *signoff.Receipt {
@@ -175,7 +181,7 @@ func samples() map[string]signoff.Document {
 	return map[string]signoff.Document{
 		"charter": charter(), "acceptance": &signoff.Acceptance{Charter: cluster, Person: digest("alice")},
 		"dkg-commitment": commitment(), "dkg-dealing": dealing(), "dkg-transcript": transcript(),
-		"object": object(), "deals": deals(), "approval": approval(), "warrant": warrant(), "activation": activation(), "tick": tick(), "epoch": epoch(),
+		"object": object(), "object-snapshot": snapshot(), "deals": deals(), "approval": approval(), "warrant": warrant(), "activation": activation(), "tick": tick(), "epoch": epoch(),
 		"claim": claim(), "release": release(), "receipt": receipt(), "halt": halt(), "recovery": recovery(), "position": position(),
 		"signing": signing(), "challenge": challenge(), "request-export": export(), "request-launch": launch(),
 		"request-enrol": request(func(r *signoff.Request) {

@@ -110,7 +110,8 @@ type Claim struct {
 	Use      int    `json:"use"` // from 1
 	Evidence Digest `json:"evidence"`
 	Created  int64  `json:"created"`
-	Nonce    []byte `json:"nonce"` // 16 random bytes
+	Nonce    []byte `json:"nonce"`           // 16 random bytes
+	Resume   Digest `json:"resume,omitzero"` // snapshot of this warrant's earlier uses to open as well
 }
 
 // Kind is KindClaim.

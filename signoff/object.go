@@ -11,12 +11,13 @@ import (
 // to agree. The shares are in Deals, apart, so dealing again keeps the id.
 type Object struct {
 	Charter  Digest  `json:"charter"`
-	Sealer   Digest  `json:"sealer"` // person whose key signs this document
+	Sealer   Digest  `json:"sealer"` // person whose key signs this document; of a snapshot, the node
 	Name     string  `json:"name"`
 	Manifest Digest  `json:"manifest"` // of the OMS manifest's payload
 	Lockbox  Lockbox `json:"lockbox"`
 	Summary  Summary `json:"summary"`
 	Created  int64   `json:"created"`
+	Claim    Digest  `json:"claim,omitzero"` // of a snapshot: the use of a launch that made it
 }
 
 // A Lockbox is the public part of the two shared secrets.
@@ -88,7 +89,7 @@ func (o *Object) Validate() error {
 // HPKE-sealed shares, one for each person and each notary.
 type Deals struct {
 	Charter Digest `json:"charter"`
-	Sealer  Digest `json:"sealer"`
+	Sealer  Digest `json:"sealer"` // the object's
 	Object  Digest `json:"object"`
 	Epoch   uint32 `json:"epoch"` // from 1
 	Blob    Digest `json:"blob"`

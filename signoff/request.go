@@ -64,11 +64,12 @@ type Launch struct {
 	Name       string   `json:"name"`
 	Executable Digest   `json:"executable"` // SHA-256 of its bytes
 	Argv       []string `json:"argv"`
-	Env        []string `json:"env"`     // complete environment, NAME=value
-	Objects    []Digest `json:"objects"` // opened read-only for the run; at least one
-	Pool       []Digest `json:"pool"`    // node ids
-	Uses       int      `json:"uses"`    // starts in all, over all nodes
-	Seconds    int64    `json:"seconds"` // wall-clock limit of each use
+	Env        []string `json:"env"`             // complete environment, NAME=value
+	Objects    []Digest `json:"objects"`         // opened read-only for the run; at least one
+	Pool       []Digest `json:"pool"`            // node ids
+	Uses       int      `json:"uses"`            // starts in all, over all nodes
+	Seconds    int64    `json:"seconds"`         // wall-clock limit of each use
+	Output     int64    `json:"output,omitzero"` // bytes of memory for snapshots, which are sealed; 0: none are made
 }
 
 // An Enrol admits one node with the keys in its enrolment (a blob).
@@ -217,6 +218,7 @@ const (
 	MaxUses        = 1 << 20
 	MaxRunSeconds  = 400 * 24 * 3600
 	MaxRunObjects  = 32
+	MaxOutput      = 1 << 46 // bytes
 	MaxResumeHalts = 32
 )
 
@@ -252,6 +254,9 @@ func (l *Launch) check() error {
 	}
 	if l.Seconds < 1 || l.Seconds > MaxRunSeconds {
 		return fmt.Errorf("time limit %d s, want 1 to %d", l.Seconds, MaxRunSeconds)
+	}
+	if l.Output < 0 || l.Output > MaxOutput {
+		return fmt.Errorf("output of %d bytes, want 0 to %d", l.Output, int64(MaxOutput))
 	}
 	return nil
 }

@@ -125,6 +125,9 @@ func (p *program) load() (agent.Config, string, error) {
 	if conf.IMA != "" {
 		cfg.IMA = beside(conf.IMA)
 	}
+	if conf.Snapshots != "" {
+		cfg.Snapshots = beside(conf.Snapshots)
+	}
 	for _, dir := range conf.Objects {
 		cfg.Objects = append(cfg.Objects, beside(dir))
 	}

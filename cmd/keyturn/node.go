@@ -23,13 +23,18 @@ import (
 const agentSocket = "/run/keyturn/agent.sock"
 
 func runCmd(a *app) *cobra.Command {
-	var executable, socket string
+	var executable, resume, socket string
 	cmd := &cobra.Command{
 		Use: "run WARRANT", Short: "have this node's agent take one use of a launch warrant", Args: cobra.ExactArgs(1),
 		Long: `Run asks the agent of this node to take one use of the warrant with the given
 executable, and shows what the run writes. The agent judges everything itself.
 Interrupted before the use is claimed, it is not taken; after that the run goes
-on without you.`,
+on without you.
+
+If the launch has an output, the run renames each finished snapshot to a
+directory in /run/keyturn/output. The agent seals it, puts it into the log and
+removes it there. With --resume a later use of the same warrant finds it in
+/run/keyturn/inputs/resume.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			warrant, err := dsse.ParseDigest(args[0])
 			if err != nil {
@@ -39,12 +44,21 @@ on without you.`,
 			if err != nil {
 				return err
 			}
+			var snapshot dsse.Digest
+			if resume != "" {
+				if snapshot, err = dsse.ParseDigest(resume); err != nil {
+					return usage(err)
+				}
+			}
 			c, err := a.agent(socket)
 			if err != nil {
 				return err
 			}
-			return a.watchRun(cmd.Context(), c, warrant, path)
+			return a.watchRun(func(see func(agent.Event)) error {
+				return c.Run(cmd.Context(), warrant, path, snapshot, see)
+			})
 		}}
+	cmd.Flags().StringVar(&resume, "resume", "", "object id of a snapshot that an earlier use of this warrant made")
 	cmd.Flags().StringVar(&executable, "executable", "", "file of the approved executable")
 	cmd.Flags().StringVar(&socket, "socket", agentSocket, "control socket of the agent")
 	return require(cmd, "executable")
@@ -64,16 +78,23 @@ type runView struct {
 	Use   int         `json:"use"`
 	Code  int         `json:"code"`
 	Ended string      `json:"ended"`
+
+	Snapshots []snapshotView `json:"snapshots"` // sealed and in the log
+}
+
+type snapshotView struct {
+	Object dsse.Digest `json:"object"`
+	Name   string      `json:"name"`
 }
 
 // watchRun shows a run. With --json its output goes to standard error.
-func (a *app) watchRun(ctx context.Context, c *agent.Client, warrant dsse.Digest, executable string) error {
-	var v runView
+func (a *app) watchRun(run func(see func(agent.Event)) error) error {
+	v := runView{Snapshots: []snapshotView{}}
 	out := a.Out
 	if a.JSON {
 		out = a.Err
 	}
-	err := c.Run(ctx, warrant, executable, func(e agent.Event) {
+	err := run(func(e agent.Event) {
 		switch e.Event {
 		case agent.EventOutput:
 			out.Write(e.Output)
@@ -82,6 +103,8 @@ func (a *app) watchRun(ctx context.Context, c *agent.Client, warrant dsse.Digest
 			v.Claim, v.Use = e.Claim, e.Use
 		case agent.EventEnded:
 			v.Ended, v.Code = e.Text, e.Code
+		case agent.EventKept:
+			v.Snapshots = append(v.Snapshots, snapshotView{e.Object, e.Text})
 		}
 		a.Note("%s", eventText(e))
 	})
@@ -103,6 +126,10 @@ func eventText(e agent.Event) string {
 		return fmt.Sprintf("claimed use %d: %s", e.Use, e.Claim)
 	case agent.EventOpened:
 		return "people's and notaries' shares opened"
+	case agent.EventKept:
+		return fmt.Sprintf("snapshot %s sealed: %s", e.Text, e.Object)
+	case agent.EventLost:
+		return "SNAPSHOT NOT KEPT: " + e.Text
 	}
 	if e.Text == "" {
 		return e.Event

@@ -13,6 +13,7 @@ import (
 
 	"github.com/keyturn/keyturn/attest"
 	"github.com/keyturn/keyturn/cmd/internal/config"
+	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
@@ -118,6 +119,7 @@ func (r *asking) launch() *cobra.Command {
 	var executable string
 	var objects, pool []string
 	var limit time.Duration
+	var output string
 	cmd := &cobra.Command{Use: "launch -- ARGV...", Short: "ask to start one executable on nodes, exactly", Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			digest, err := fileDigest(executable)
@@ -125,6 +127,9 @@ func (r *asking) launch() *cobra.Command {
 				return err
 			}
 			l.Executable, l.Argv, l.Seconds = digest, args, int64(limit/time.Second)
+			if l.Output, err = ui.ParseBytes(output); err != nil {
+				return usage(fmt.Errorf("--output: %w", err))
+			}
 			for _, o := range objects {
 				id, err := dsse.ParseDigest(o)
 				if err != nil {
@@ -152,6 +157,7 @@ func (r *asking) launch() *cobra.Command {
 	f.StringSliceVar(&pool, "node", nil, "names of the nodes it may run on")
 	f.IntVar(&l.Uses, "uses", 1, "starts in all")
 	f.DurationVar(&limit, "limit", time.Hour, "wall-clock limit of each start")
+	f.StringVar(&output, "output", "0", "memory for snapshots, which are sealed as new objects, such as 200GB")
 	return require(cmd, "name", "executable", "object", "node")
 }
 

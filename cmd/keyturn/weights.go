@@ -80,27 +80,45 @@ func sealedAt(path string, t trusted) (*sealedDir, error) {
 		return nil, fmt.Errorf("%s holds a %s of charter %s, want an object of %s", filepath.Join(path, objectFile), s.Doc.Kind(), s.Doc.Cluster(), t.anchor)
 	}
 	d.object, d.objectID, d.signed = o, s.Digest(), s
-	if err := t.verify(s.Envelope, o.Sealer); err != nil {
+	if err := d.sealedBy(s.Envelope); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(path, objectFile), err)
 	}
-	m, err := t.manifest(filepath.Join(path, manifestFile))
+	env, m, err := readManifest(filepath.Join(path, manifestFile))
 	if err != nil {
 		return nil, err
 	}
 	if dsse.Digest(m.Digest()) != o.Manifest {
 		return nil, fmt.Errorf("%s has digest %s, the object names %s", filepath.Join(path, manifestFile), dsse.Digest(m.Digest()), o.Manifest)
 	}
+	if err := d.sealedBy(env); err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(path, manifestFile), err)
+	}
 	d.manifest = m
 	return d, nil
 }
 
-// manifest reads a manifest that one of the people signed.
-func (t trusted) manifest(path string) (*weights.Manifest, error) {
+// sealedBy checks that the object's sealer signed the envelope. A snapshot was
+// signed by a node, whose key stands in the log alone: there its object counts
+// if it is registered, and in a release if people approved its id. That id
+// covers the manifest.
+func (d *sealedDir) sealedBy(e *dsse.Envelope) error {
+	if !d.object.Claim.IsZero() {
+		return nil
+	}
+	return d.verify(e, d.object.Sealer)
+}
+
+func readManifest(path string) (*dsse.Envelope, *weights.Manifest, error) {
 	b, err := readBounded(path, weights.MaxSigned)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	env, m, err := weights.ReadSigned(b)
+	return weights.ReadSigned(b)
+}
+
+// manifest reads a manifest that one of the people signed.
+func (t trusted) manifest(path string) (*weights.Manifest, error) {
+	env, m, err := readManifest(path)
 	if err != nil {
 		return nil, err
 	}
@@ -280,6 +298,7 @@ type weightsView struct {
 	Object     dsse.Digest `json:"object"`
 	Name       string      `json:"name"`
 	Sealer     string      `json:"sealer"`
+	Claim      dsse.Digest `json:"claim,omitzero"` // of a snapshot: the use of a launch that made it
 	Created    int64       `json:"created"`
 	Manifest   dsse.Digest `json:"manifest"`
 	Files      int         `json:"files"`
@@ -310,6 +329,9 @@ func (d *sealedDir) view() (weightsView, error) {
 		Files: o.Summary.Files, Bytes: o.Summary.Bytes, Tensors: o.Summary.Tensors, Parameters: o.Summary.Parameters, DTypes: o.Summary.DTypes,
 		People:   sideView{o.Lockbox.People.Threshold, len(params.People.Holders)},
 		Machines: sideView{o.Lockbox.Machines.Threshold, len(params.Machines.Holders)}, Quantum: params.PostQuantum()}
+	if v.Claim = o.Claim; !o.Claim.IsZero() {
+		v.Sealer = "node " + o.Sealer.String()
+	}
 	return v, nil
 }
 
@@ -330,8 +352,12 @@ func (v weightsView) text(w io.Writer) {
 	if !v.Quantum {
 		withstands = "no quantum computer: enough shares are sealed to P-256 keys alone"
 	}
+	sealer := v.Sealer
+	if !v.Claim.IsZero() {
+		sealer = fmt.Sprintf("%s in claim %s, if the log says so", v.Sealer, v.Claim)
+	}
 	ui.Table(w, [][]string{
-		{"object", v.Object.String()}, {"name", v.Name}, {"sealed by", v.Sealer}, {"manifest", v.Manifest.String()},
+		{"object", v.Object.String()}, {"name", v.Name}, {"sealed by", sealer}, {"manifest", v.Manifest.String()},
 		{"content", fmt.Sprintf("%d files, %s, %d tensors, %d parameters, %s", v.Files, ui.Bytes(v.Bytes), v.Tensors, v.Parameters, strings.Join(v.DTypes, " "))},
 		{"opens with", fmt.Sprintf("%d of %d people and %d of %d notaries", v.People.Threshold, v.People.Holders, v.Machines.Threshold, v.Machines.Holders)},
 		{"shares", shares}, {"withstands", withstands},

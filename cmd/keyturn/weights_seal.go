@@ -252,7 +252,7 @@ func (d *sealedDir) deals() (*signoff.Signed, []byte, error) {
 	if !ok || x.Charter != d.anchor || x.Object != d.objectID || x.Sealer != d.object.Sealer {
 		return nil, nil, fmt.Errorf("%s holds a %s that does not belong to object %s", path, s.Doc.Kind(), d.objectID)
 	}
-	if err := d.verify(s.Envelope, x.Sealer); err != nil {
+	if err := d.sealedBy(s.Envelope); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", path, err)
 	}
 	shares, err := readBounded(filepath.Join(d.path, sharesFile), maxShares)

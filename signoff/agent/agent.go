@@ -58,6 +58,7 @@ type Config struct {
 	IMA          string           // file of the kernel's list, binary_runtime_measurements; it need not be there
 	BootApproval string           // file of approved boots, one JSON hsm/tpm.BootApproval a line; read at each use
 	Objects      []string         // directories of sealed weights on this node
+	Snapshots    string           // directory that gets sealed snapshots of runs; empty: no run with an output starts here
 	Socket       string           // path of the control socket, made with mode 0600
 	Gate         enforce.Gate
 	Log          *slog.Logger

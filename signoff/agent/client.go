@@ -27,10 +27,11 @@ func Dial(path string) (*Client, error) {
 var ErrRefused = errors.New("the agent refused")
 
 // Run asks for one use of the warrant with the executable at an absolute path
-// on the node, and hands each event to see. When ctx ends before the use was
+// on the node, resuming from a snapshot unless that is zero, and hands each
+// event to see. When ctx ends before the use was
 // claimed, it is not taken; after that the run goes on without a listener.
-func (c *Client) Run(ctx context.Context, warrant Digest, executable string, see func(Event)) error {
-	return c.do(ctx, Command{Op: OpRun, Warrant: warrant, Executable: executable}, see)
+func (c *Client) Run(ctx context.Context, warrant Digest, executable string, resume Digest, see func(Event)) error {
+	return c.do(ctx, Command{Op: OpRun, Warrant: warrant, Executable: executable, Resume: resume}, see)
 }
 
 // Halt tells the agent a halt: a bundle line.

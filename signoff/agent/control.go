@@ -26,6 +26,7 @@ type Command struct {
 	Op         string `json:"op"`                   // one of the Op constants
 	Warrant    Digest `json:"warrant,omitzero"`     // of run
 	Executable string `json:"executable,omitempty"` // of run: an absolute path on the node
+	Resume     Digest `json:"resume,omitzero"`      // of run: a snapshot to open as well
 	Line       string `json:"line,omitempty"`       // of halt: its bundle line
 }
 
@@ -44,17 +45,21 @@ type Event struct {
 	Use    int     `json:"use,omitzero"`
 	Code   int     `json:"code,omitzero"`    // of ended: the exit status, -1 for a signal or no start
 	Output []byte  `json:"output,omitempty"` // of the run, both streams
+	Object Digest  `json:"object,omitzero"`  // of kept: the snapshot
 	Status *Status `json:"status,omitempty"`
 }
 
 // The events. A run tells waiting (perhaps), claimed, opened, started, output
-// (perhaps), and ended; in between it may be frozen, thawed and draining.
+// (perhaps), and ended; in between it may be frozen, thawed and draining, and
+// snapshots kept or lost.
 const (
 	EventWaiting  = "waiting"
 	EventClaimed  = "claimed"
 	EventOpened   = "opened"
 	EventStarted  = "started"
 	EventOutput   = "output"
+	EventKept     = "kept" // a snapshot is sealed and in the log; Text names it
+	EventLost     = "lost" // a snapshot is not; Text says why
 	EventFrozen   = "frozen"
 	EventThawed   = "thawed"
 	EventDraining = "draining"
@@ -183,7 +188,7 @@ func (a *Agent) answer(ctx context.Context, conn net.Conn) {
 func (a *Agent) perform(ctx, asked context.Context, c Command, tell func(Event)) error {
 	switch c.Op {
 	case OpRun:
-		return a.launch(ctx, asked, c.Warrant, c.Executable, tell)
+		return a.launch(ctx, asked, c, tell)
 	case OpHalt:
 		_, err := a.Halt([]byte(c.Line))
 		return err

@@ -21,7 +21,11 @@ type plan struct {
 	sealers map[Digest]crypto.PublicKey // by object
 	people  map[Digest][]sealedShare    // by object
 	use     int
+	resume  *authority.Object // snapshot to open as well, one of objects; or nil
 }
+
+// A wish is what somebody asks the agent to start.
+type wish struct{ warrant, executable, resume Digest }
 
 // A sealedShare is a share on its way here, with the context that the log gives.
 type sealedShare struct {
@@ -35,7 +39,8 @@ var errNotYet = errors.New("not yet")
 // judge says what a use of the warrant would be, or why there can be none. It
 // relies on nothing but the agent's own fold of the final log; a lease that is
 // only late gives errNotYet. The caller holds mu.
-func (a *Agent) judge(s *authority.State, warrant, executable Digest) (*plan, error) {
+func (a *Agent) judge(s *authority.State, ask wish) (*plan, error) {
+	warrant := ask.warrant
 	if !a.enrolled {
 		return nil, errors.New("agent: this node is not enrolled")
 	}
@@ -51,14 +56,21 @@ func (a *Agent) judge(s *authority.State, warrant, executable Digest) (*plan, er
 		return nil, fmt.Errorf("agent: this node is not in the pool of warrant %s", warrant.Short())
 	case w.Used >= w.Doc.Uses:
 		return nil, fmt.Errorf("agent: all %d uses of warrant %s are taken", w.Doc.Uses, warrant.Short())
-	case executable != p.launch.Executable:
-		return nil, fmt.Errorf("agent: the executable given has digest %s, people approved %s", executable, p.launch.Executable)
+	case ask.executable != p.launch.Executable:
+		return nil, fmt.Errorf("agent: the executable given has digest %s, people approved %s", ask.executable, p.launch.Executable)
+	case p.launch.Output > 0 && a.cfg.Snapshots == "":
+		return nil, errors.New("agent: the launch has an output, and this node has no place for snapshots; name a directory under snapshots in the agent's configuration")
 	}
 	if err := a.halted(s, r.ID); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	if err := p.gather(s, a.id); err != nil {
 		return nil, fmt.Errorf("agent: warrant %s: %w", warrant.Short(), err)
+	}
+	if !ask.resume.IsZero() {
+		if err := p.resumeFrom(s, ask.resume); err != nil {
+			return nil, fmt.Errorf("agent: %w", err)
+		}
 	}
 	if err := a.mayStart(s, warrant); err != nil {
 		if a.proving.no {
@@ -80,15 +92,9 @@ func (p *plan) gather(s *authority.State, node Digest) error {
 		if !ok {
 			return fmt.Errorf("object %s is not in the log", id)
 		}
-		sealer, ok := s.Tokens[o.Signer]
-		if !ok {
-			return fmt.Errorf("object %s was sealed with key %s, which is nobody's", id, o.Signer)
-		}
-		pub, err := sealer.Signing.Public()
-		if err != nil {
+		if err := p.add(s, o); err != nil {
 			return err
 		}
-		p.objects, p.sealers[id] = append(p.objects, o), pub
 	}
 	people := map[Digest]bool{}
 	for _, id := range p.warrant.Doc.Approvals {
@@ -110,6 +116,31 @@ func (p *plan) gather(s *authority.State, node Digest) error {
 		return fmt.Errorf("it counts %d people, an object takes %d", len(people), s.Charter.Threshold)
 	}
 	return nil
+}
+
+// add puts an object and its sealer's key to what the use opens.
+func (p *plan) add(s *authority.State, o *authority.Object) error {
+	if !o.Doc.Claim.IsZero() { // the fold saw that the claim's node signed
+		p.objects, p.sealers[o.ID] = append(p.objects, o), s.Nodes[o.Doc.Sealer].Keys.SignKey
+		return nil
+	}
+	sealer, ok := s.Tokens[o.Signer]
+	if !ok {
+		return fmt.Errorf("object %s was sealed with key %s, which is nobody's", o.ID, o.Signer)
+	}
+	pub, err := sealer.Signing.Public()
+	p.objects, p.sealers[o.ID] = append(p.objects, o), pub
+	return err
+}
+
+// resumeFrom adds a snapshot of the same warrant. Its people's shares were
+// sealed to this node when it was made; find reads them.
+func (p *plan) resumeFrom(s *authority.State, snapshot Digest) error {
+	if err := s.Resumable(snapshot, p.warrant.ID); err != nil {
+		return err
+	}
+	p.resume = s.Objects[snapshot]
+	return p.add(s, p.resume)
 }
 
 // take finds one approval's shares for this node.

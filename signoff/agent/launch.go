@@ -32,11 +32,11 @@ const takeLimit = 10 * time.Minute
 // scratch is the memory a run may use for temporary files, in bytes.
 const scratch = 256 << 20
 
-// launch takes one use of the warrant and runs the executable at path, telling
-// each step. ctx is the agent's; asked ends when whoever asked goes away, which
+// launch takes one use of the warrant and runs the executable, telling each
+// step. ctx is the agent's; asked ends when whoever asked goes away, which
 // matters until the use is claimed and no longer.
-func (a *Agent) launch(ctx, asked context.Context, warrant Digest, path string, tell func(Event)) error {
-	executable, digest, err := openExecutable(path)
+func (a *Agent) launch(ctx, asked context.Context, c Command, tell func(Event)) error {
+	executable, digest, err := openExecutable(c.Executable)
 	if err != nil {
 		return err
 	}
@@ -45,7 +45,7 @@ func (a *Agent) launch(ctx, asked context.Context, warrant Digest, path string, 
 	defer u.cancel(nil)
 	stop := context.AfterFunc(asked, func() { u.cancel(errors.New("agent: whoever asked has gone")) })
 	defer stop()
-	inputs, p, err := a.take(ctx, u, warrant, digest, stop, tell)
+	inputs, p, err := a.take(ctx, u, wish{c.Warrant, digest, c.Resume}, stop, tell)
 	if err != nil {
 		return err
 	}
@@ -87,16 +87,16 @@ func openExecutable(path string) (*os.File, Digest, error) {
 
 // take judges, claims, and opens the shares. When it fails after the claim,
 // it has signed the use's end.
-func (a *Agent) take(ctx context.Context, u *use, warrant, executable Digest, claimed func() bool, tell func(Event)) ([]*input, *plan, error) {
+func (a *Agent) take(ctx context.Context, u *use, ask wish, claimed func() bool, tell func(Event)) ([]*input, *plan, error) {
 	a.catchUp(ctx)
-	if _, err := a.await(ctx, warrant, executable, tell); err != nil {
+	if _, err := a.await(ctx, ask, tell); err != nil {
 		return nil, nil, err
 	}
 	a.launching.Lock()
 	defer a.launching.Unlock()
 	ctx, cancel := context.WithTimeoutCause(ctx, takeLimit, fmt.Errorf("agent: claim and release took longer than %v; see that a quorum of notaries runs", takeLimit))
 	defer cancel()
-	p, err := a.await(ctx, warrant, executable, tell)
+	p, err := a.await(ctx, ask, tell)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -112,7 +112,7 @@ func (a *Agent) take(ctx context.Context, u *use, warrant, executable Digest, cl
 		closeAll(inputs)
 		return nil, nil, err
 	}
-	p, err = a.claim(ctx, u, p, executable, fresh)
+	p, err = a.claim(ctx, u, p, ask, fresh)
 	if err == nil {
 		claimed()
 		tell(Event{Event: EventClaimed, Claim: u.claim, Use: p.use})
@@ -154,7 +154,7 @@ func (a *Agent) catchUp(ctx context.Context) {
 }
 
 // await judges until the answer is more than "not yet", a few epochs long.
-func (a *Agent) await(ctx context.Context, warrant, executable Digest, tell func(Event)) (*plan, error) {
+func (a *Agent) await(ctx context.Context, ask wish, tell func(Event)) (*plan, error) {
 	var deadline time.Time
 	told := ""
 	for {
@@ -163,7 +163,7 @@ func (a *Agent) await(ctx context.Context, warrant, executable Digest, tell func
 		wait := 30 * time.Second
 		err := a.state(func(s *authority.State) (err error) {
 			wait += 3 * time.Duration(s.Policy.Compiled.Leases().Epoch) * time.Second
-			p, err = a.judge(s, warrant, executable)
+			p, err = a.judge(s, ask)
 			return err
 		})
 		if !errors.Is(err, errNotYet) {
@@ -188,7 +188,7 @@ func (a *Agent) await(ctx context.Context, warrant, executable Digest, tell func
 
 // claim takes the next use, final in the log, with a quote that names the
 // request and the key of this use. It judges anew before each try.
-func (a *Agent) claim(ctx context.Context, u *use, p *plan, executable Digest, fresh *tpm.FreshKey) (*plan, error) {
+func (a *Agent) claim(ctx context.Context, u *use, p *plan, ask wish, fresh *tpm.FreshKey) (*plan, error) {
 	var err error
 	for try := 1; ; try++ {
 		news := a.news()
@@ -204,7 +204,7 @@ func (a *Agent) claim(ctx context.Context, u *use, p *plan, executable Digest, f
 		case <-time.After(2 * time.Second):
 		case <-ctx.Done():
 		}
-		if p, err = a.await(ctx, p.warrant.ID, executable, func(Event) {}); err != nil {
+		if p, err = a.await(ctx, ask, func(Event) {}); err != nil {
 			return nil, err
 		}
 	}
@@ -241,8 +241,11 @@ func (a *Agent) writeClaim(ctx context.Context, p *plan, fresh *tpm.FreshKey) (*
 	if err != nil {
 		return nil, err
 	}
-	return signoff.Sign(ctx, a.identity.SignKey, &signoff.Claim{Charter: a.cfg.ID, Node: a.id, Warrant: p.warrant.ID, Use: p.use,
-		Evidence: evidence, Created: time.Now().Unix(), Nonce: nonce()})
+	claim := &signoff.Claim{Charter: a.cfg.ID, Node: a.id, Warrant: p.warrant.ID, Use: p.use, Evidence: evidence, Created: time.Now().Unix(), Nonce: nonce()}
+	if p.resume != nil {
+		claim.Resume = p.resume.ID
+	}
+	return signoff.Sign(ctx, a.identity.SignKey, claim)
 }
 
 // final waits until the claim stands in the final log.
@@ -306,7 +309,11 @@ func (a *Agent) combineAll(ctx context.Context, inputs []*input, p *plan, machin
 		if in.unlock != nil {
 			continue
 		}
-		if err := a.combine(ctx, in, p.people[in.object.ID], machines[in.object.ID], fresh); err != nil {
+		people := p.people[in.object.ID]
+		if in.people != nil {
+			people = in.people
+		}
+		if err := a.combine(ctx, in, people, machines[in.object.ID], fresh); err != nil {
 			return err
 		}
 	}
@@ -329,11 +336,13 @@ func (a *Agent) execute(ctx context.Context, u *use, p *plan, executable *os.Fil
 		bytes += in.bytes
 	}
 	limit := time.Duration(p.launch.Seconds) * time.Second
+	k := newKeeper(a, u.claim, p, tell)
+	defer k.close()
 	run, err := a.cfg.Gate.Start(ctx, enforce.Spec{
 		ID: u.claim.Hex(), Executable: enforce.Executable{Digest: p.launch.Executable, Source: executable},
 		Argv: p.launch.Argv, Env: p.launch.Env, TimeLimit: limit, Grace: min(a.grace(), limit/2),
 		Inputs:  enforce.Inputs{Bytes: bytes, Fill: func(ctx context.Context, dir *os.Root) error { return fill(ctx, inputs, dir) }},
-		Scratch: scratch, Stdout: out.w, Stderr: out.w,
+		Scratch: scratch, Output: k.output(), Stdout: out.w, Stderr: out.w,
 	})
 	if err != nil {
 		return nil, 0, errors.Join(context.Cause(ctx), err)
@@ -341,8 +350,10 @@ func (a *Agent) execute(ctx context.Context, u *use, p *plan, executable *os.Fil
 	out.started()
 	a.started(u, run, tell)
 	tell(Event{Event: EventStarted, Claim: u.claim})
+	kept := k.watch(ctx, run.Done())
 	a.steer(ctx, u)
 	exit, err := run.Wait()
+	<-kept
 	return &exit, out.wait(), err
 }
 

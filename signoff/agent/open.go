@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/hsm/tpm"
@@ -31,7 +32,9 @@ const (
 type input struct {
 	object *authority.Object
 	dir    *weights.Directory
-	bytes  uint64 // that the plaintext takes in memory, with some to spare
+	bytes  uint64        // that the plaintext takes in memory, with some to spare
+	name   string        // of its directory among the run's inputs
+	people []sealedShare // of a snapshot: what its sealer released to this node
 	unlock *lockbox.Unlocker
 }
 
@@ -63,7 +66,15 @@ func (a *Agent) find(p *plan) ([]*input, error) {
 			closeAll(out)
 			return nil, fmt.Errorf("agent: %s: %w", dir, err)
 		}
+		in.name = o.ID.Hex()
 		out = append(out, in)
+		if o == p.resume {
+			in.name = ResumeName
+			if in.people, err = a.resumeShares(dir, p); err != nil {
+				closeAll(out)
+				return nil, fmt.Errorf("agent: %s: %w", dir, err)
+			}
+		}
 	}
 	return out, nil
 }
@@ -71,7 +82,11 @@ func (a *Agent) find(p *plan) ([]*input, error) {
 // directory finds the sealed directory whose object document has the id.
 func (a *Agent) directory(id Digest) (string, error) {
 	var bad []error
-	for _, dir := range a.cfg.Objects {
+	snapshots, err := a.snapshots()
+	if err != nil {
+		return "", err
+	}
+	for _, dir := range append(slices.Clone(a.cfg.Objects), snapshots...) {
 		b, err := readFile(filepath.Join(dir, ObjectFile), dsse.MaxLine+1)
 		if err != nil {
 			bad = append(bad, err)
@@ -242,7 +257,7 @@ func (a *Agent) approveBoot() error {
 }
 
 // fill decrypts every object below dir, each into a directory named by the hex
-// digits of its id, and compares all of it with the manifests.
+// digits of its id, or ResumeName, and compares all of it with the manifests.
 func fill(ctx context.Context, inputs []*input, dir *os.Root) error {
 	at, err := dir.Open(".")
 	if err != nil {
@@ -254,7 +269,7 @@ func fill(ctx context.Context, inputs []*input, dir *os.Root) error {
 			return in.unlock.FileKey(uint32(file), s.Body)
 		}
 		// The directory has no path but this one.
-		out := path.Join(fmt.Sprintf("/proc/self/fd/%d", at.Fd()), in.object.ID.Hex())
+		out := path.Join(fmt.Sprintf("/proc/self/fd/%d", at.Fd()), in.name)
 		if err := in.dir.Open(ctx, out, keyFor, weights.Run{}); err != nil {
 			return err
 		}

@@ -68,8 +68,11 @@ type world struct {
 	nodes  []*machine
 	object signoff.Digest
 	sealed string
+	output int64  // bytes, of the launches asked for
 	probe  string // path
 	leases string
+
+	snapshots string // directory on a file system that all machines share
 }
 
 // slow leases do not run out while a busy test machine thinks.
@@ -86,7 +89,7 @@ func newWorld(t *testing.T, leases string, machines int) *world {
 		t.Skipf("skipped: %v", err)
 	}
 	t.Parallel() // most of a test is waiting
-	w := &world{t: t, leases: leases, probe: buildProbe(t)}
+	w := &world{t: t, leases: leases, probe: buildProbe(t), snapshots: t.TempDir()}
 	w.boot = w.bootKey()
 	for i := range machines {
 		w.nodes = append(w.nodes, w.newMachine(fmt.Sprintf("node-%d", i+1)))
@@ -189,7 +192,7 @@ func (m *machine) config() agent.Config {
 		m.w.t.Cleanup(func() { os.Remove(group) }) // it stays if a run is left in it
 	}
 	return agent.Config{ID: m.w.ID, Charter: m.w.Charter, TPM: m.device, Dir: filepath.Join(m.dir, "state"), EventLog: m.log, BootApproval: m.approval,
-		Objects: []string{m.w.sealed}, Socket: filepath.Join(filepath.Dir(strings.TrimPrefix(m.emulator.Path, "unix:")), "agent"), Gate: m.gate, Log: m.w.Log.With("node", m.name)}
+		Objects: []string{m.w.sealed}, Socket: filepath.Join(filepath.Dir(strings.TrimPrefix(m.emulator.Path, "unix:")), "agent"), Gate: m.gate, Snapshots: m.w.snapshots, Log: m.w.Log.With("node", m.name)}
 }
 
 // start runs the machine's agent.
@@ -363,7 +366,7 @@ func (w *world) askLaunch(act string, uses int, pool ...*machine) signoff.Digest
 	image, err := os.ReadFile(w.probe)
 	w.must(err)
 	req := w.Request("alice", signoff.ActionLaunch, func(r *signoff.Request) {
-		r.Launch = &signoff.Launch{Name: "probe", Executable: sha256.Sum256(image), Argv: []string{"probe", act}, Objects: []signoff.Digest{w.object}, Uses: uses, Seconds: 120}
+		r.Launch = &signoff.Launch{Name: "probe", Executable: sha256.Sum256(image), Argv: []string{"probe", act}, Objects: []signoff.Digest{w.object}, Uses: uses, Seconds: 120, Output: w.output}
 		for _, m := range pool {
 			r.Launch.Pool = append(r.Launch.Pool, m.id)
 		}
@@ -398,9 +401,14 @@ type running struct {
 
 // run asks the machine's agent for a use.
 func (m *machine) run(ctx context.Context, warrant signoff.Digest, path string) *running {
+	return m.resume(ctx, warrant, path, signoff.Digest{})
+}
+
+// resume asks for a use that opens a snapshot as well.
+func (m *machine) resume(ctx context.Context, warrant signoff.Digest, path string, resume signoff.Digest) *running {
 	r := &running{w: m.w, done: make(chan error, 1)}
 	go func() {
-		r.done <- m.client.Run(ctx, warrant, path, func(e agent.Event) {
+		r.done <- m.client.Run(ctx, warrant, path, resume, func(e agent.Event) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			if e.Event == agent.EventOutput {

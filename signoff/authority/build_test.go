@@ -217,41 +217,44 @@ func (l *log) sealed(name string) Digest {
 // object puts an object into the log whose shares are not dealt yet.
 func (l *log) object(name string) (Digest, *lockbox.Secrets) {
 	l.t.Helper()
+	doc, secrets := l.statement(name)
+	return l.takes(l.signed(l.People["alice"].Signing, doc)), secrets
+}
+
+// statement is what alice would sign of weights that she sealed.
+func (l *log) statement(name string) (*signoff.Object, *lockbox.Secrets) {
+	l.t.Helper()
 	secrets, box, err := lockbox.New(rand.Reader, l.holders())
 	l.must(err)
 	sharing := func(s lockbox.Sharing) signoff.Sharing {
 		return signoff.Sharing{Threshold: s.Threshold(), Commitments: s.Bytes()}
 	}
-	sealer := l.People["alice"]
-	return l.takes(l.signed(sealer.Signing, &signoff.Object{
-		Charter: l.ID, Sealer: sealer.Doc.ID(), Name: name, Manifest: sha256.Sum256([]byte(name)), Created: began,
+	return &signoff.Object{
+		Charter: l.ID, Sealer: l.People["alice"].Doc.ID(), Name: name, Manifest: sha256.Sum256([]byte(name)), Created: began,
 		Lockbox: signoff.Lockbox{Salt: box.Salt[:], People: sharing(box.People), Machines: sharing(box.Machines)},
 		Summary: signoff.Summary{Files: 2, Bytes: 1 << 40, Tensors: 3, Parameters: 7, DTypes: []string{"BF16"}},
-	})), secrets
+	}, secrets
 }
 
 // dealt is the sealer's deals of an object.
 func (l *log) dealt(object Digest, deals lockbox.Deals) *signoff.Signed {
 	l.t.Helper()
+	alice := l.People["alice"]
+	return l.dealtBy(alice.Signing, alice.Doc.ID(), object, deals)
+}
+
+func (l *log) dealtBy(key hsm.Key, sealer, object Digest, deals lockbox.Deals) *signoff.Signed {
+	l.t.Helper()
 	blob, err := dsse.Encode(deals)
 	l.must(err)
-	alice := l.People["alice"]
-	return l.signed(alice.Signing, &signoff.Deals{Charter: l.ID, Sealer: alice.Doc.ID(), Object: object, Epoch: 1, Blob: l.blobs.put(blob)})
+	return l.signed(key, &signoff.Deals{Charter: l.ID, Sealer: sealer, Object: object, Epoch: 1, Blob: l.blobs.put(blob)})
 }
 
 // holders are the people and notaries as they are.
 func (l *log) holders() lockbox.Params {
 	l.t.Helper()
-	p := lockbox.Params{Charter: l.ID}
-	var err error
-	p.People, err = l.state().People.Holders(l.Charter.Threshold)
+	p, err := l.state().Holders()
 	l.must(err)
-	p.Machines.Threshold = uint16(l.Charter.Quorum())
-	for i, n := range l.Notaries {
-		key, err := lockbox.P256Recipient(n.Exchange.PublicKey())
-		l.must(err)
-		p.Machines.Holders = append(p.Machines.Holders, lockbox.Holder{Index: uint16(i + 1), Key: key})
-	}
 	return p
 }
 

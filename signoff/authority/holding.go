@@ -7,6 +7,28 @@ import (
 	"github.com/keyturn/keyturn/signoff/lockbox"
 )
 
+// Holders is who gets shares of what is sealed now.
+func (s *State) Holders() (lockbox.Params, error) {
+	p := lockbox.Params{Charter: s.ID}
+	var err error
+	if p.People, err = s.People.Holders(s.Charter.Threshold); err != nil {
+		return p, err
+	}
+	p.Machines.Threshold = uint16(s.Charter.Quorum())
+	for i, n := range s.Charter.Notaries {
+		pub, err := n.Exchange.ECDH()
+		if err != nil {
+			return p, fmt.Errorf("%s: %w", n.Name, err)
+		}
+		key, err := lockbox.P256Recipient(pub)
+		if err != nil {
+			return p, fmt.Errorf("%s: %w", n.Name, err)
+		}
+		p.Machines.Holders = append(p.Machines.Holders, lockbox.Holder{Index: uint16(i + 1), Key: key})
+	}
+	return p, p.Check()
+}
+
 // dealtToPeople is the people's side as the sealer dealt it. A sealer without a
 // network may have dealt before the last change of people; enough of those who
 // are here must hold a share to deal on.

@@ -240,9 +240,14 @@ func (l *log) leased(machines ...*machine) {
 // launch asks for a run on the machines, with so many uses, and gets it.
 func (l *log) launch(uses int, pool ...*machine) (request, warrant Digest) {
 	l.t.Helper()
+	return l.launchWithOutput(uses, 0, pool...)
+}
+
+func (l *log) launchWithOutput(uses int, output int64, pool ...*machine) (request, warrant Digest) {
+	l.t.Helper()
 	object := l.sealed("model " + string(rune('a'+len(l.lines)%26)))
 	request = l.takes(l.asks("dave", signoff.ActionLaunch, func(r *signoff.Request) {
-		r.Launch = &signoff.Launch{Name: "run", Executable: Digest{1}, Argv: []string{"run"}, Objects: []Digest{object}, Uses: uses, Seconds: 60}
+		r.Launch = &signoff.Launch{Name: "run", Executable: Digest{1}, Argv: []string{"run"}, Objects: []Digest{object}, Uses: uses, Seconds: 60, Output: output}
 		for _, m := range pool {
 			r.Launch.Pool = append(r.Launch.Pool, m.id)
 		}

@@ -72,6 +72,11 @@ func (d decision) claim(c *signoff.Claim) ([]change, error) {
 	if err := s.leased(c.Node); err != nil {
 		return nil, err
 	}
+	if !c.Resume.IsZero() {
+		if err := s.Resumable(c.Resume, w.ID); err != nil {
+			return nil, err
+		}
+	}
 	fresh, past, err := d.claimEvidence(c, r)
 	if err != nil {
 		return nil, err
@@ -81,6 +86,46 @@ func (d decision) claim(c *signoff.Claim) ([]change, error) {
 	node.Claimed, node.Past = d.index, past
 	rec := &Claim{ID: d.id, Doc: c, Index: d.index, Fresh: fresh}
 	return []change{putWarrant(&used), putNode(&node), putClaim(rec)}, nil
+}
+
+// makes reports whether a snapshot may be what its claim's run made: sealed by
+// that claim's node, before the use ended, in a launch that has an output.
+func (s *State) makes(o *signoff.Object) error {
+	c, ok := s.Claims[o.Claim]
+	switch {
+	case !ok:
+		return fmt.Errorf("claim %s is not in the log", o.Claim)
+	case c.Doc.Node != o.Sealer:
+		return fmt.Errorf("sealed by %s, claim %s is of node %s", o.Sealer, o.Claim, c.Doc.Node)
+	case c.Ended != "":
+		return fmt.Errorf("claim %s has ended: %s", o.Claim, c.Ended)
+	case s.Requests[s.Warrants[c.Doc.Warrant].Doc.Request].Doc.Launch.Output == 0:
+		return fmt.Errorf("the launch of claim %s has no output", o.Claim)
+	}
+	return nil
+}
+
+// Resumable wants a snapshot that an earlier use of the same warrant made:
+// people agreed to that run, and to no other with these weights.
+func (s *State) Resumable(object, warrant Digest) error {
+	o, ok := s.lockboxReady(object)
+	if !ok {
+		return fmt.Errorf("snapshot %s is not in the log, or its shares are not dealt", object)
+	}
+	if c, ok := s.Claims[o.Doc.Claim]; !ok || c.Doc.Warrant != warrant {
+		return fmt.Errorf("object %s is no snapshot of a run under warrant %s; ask for a launch that names it", object, warrant)
+	}
+	return nil
+}
+
+// Opens lists what a use opens: the request's objects, and the snapshot that it
+// resumes from.
+func (s *State) Opens(c *Claim) []Digest {
+	out := s.Requests[s.Warrants[c.Doc.Warrant].Doc.Request].Doc.Objects()
+	if c.Doc.Resume.IsZero() {
+		return out
+	}
+	return append(slices.Clone(out), c.Doc.Resume)
 }
 
 // leased wants a passing verdict in the epoch in force, and that epoch not

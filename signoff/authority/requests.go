@@ -199,12 +199,16 @@ func (s *State) display(r *Request, rule *policy.Bound) string {
 		}
 	}
 	person(r.Doc.Requester)
-	for _, o := range in.Objects {
-		person(o.Sealer)
-	}
 	named := func(id Digest) {
 		if n, ok := s.Nodes[id]; ok {
 			in.Nodes[id] = display.Node{Name: n.Name, Emulated: n.Keys.Emulated}
+		}
+	}
+	for _, o := range in.Objects {
+		if o.Claim.IsZero() {
+			person(o.Sealer)
+		} else {
+			named(o.Sealer)
 		}
 	}
 	switch {

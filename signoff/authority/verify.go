@@ -52,8 +52,14 @@ func (s *State) verifySigner(p prepared) error {
 	case *signoff.Acceptance:
 		return s.byPerson(p, d.Person)
 	case *signoff.Object:
+		if !d.Claim.IsZero() {
+			return s.byNode(doc, d.Sealer)
+		}
 		return s.byPerson(p, d.Sealer)
 	case *signoff.Deals:
+		if o, ok := s.Objects[d.Object]; ok && !o.Doc.Claim.IsZero() {
+			return s.byNode(doc, d.Sealer)
+		}
 		return s.byPerson(p, d.Sealer)
 	case *signoff.Request:
 		return s.byPerson(p, d.Requester)

@@ -154,7 +154,7 @@ func (d decision) release(r *signoff.Release) ([]change, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, recipient := r.Warrant, Digest{}
+	key, recipient, objects := r.Warrant, Digest{}, req.Doc.Objects()
 	switch {
 	case req.Doc.Export != nil:
 		if !r.Claim.IsZero() {
@@ -166,11 +166,11 @@ func (d decision) release(r *signoff.Release) ([]change, error) {
 		if err != nil {
 			return nil, err
 		}
-		key, recipient = r.Claim, c.FreshFingerprint()
+		key, recipient, objects = r.Claim, c.FreshFingerprint(), d.state.Opens(c)
 	default:
 		return nil, fmt.Errorf("a %s releases nothing", req.Doc.Action)
 	}
-	if err := d.checkRelease(r, req, key, recipient); err != nil {
+	if err := d.checkRelease(r, objects, key, recipient); err != nil {
 		return nil, err
 	}
 	return []change{{key: "release/" + key.Hex(), value: r, put: func(s *State) {
@@ -195,7 +195,7 @@ func (s *State) claimed(id, warrant Digest) (*Claim, error) {
 	return c, err
 }
 
-func (d decision) checkRelease(r *signoff.Release, req *Request, key, recipient Digest) error {
+func (d decision) checkRelease(r *signoff.Release, objects []Digest, key, recipient Digest) error {
 	_, index, _ := d.state.Notary(r.Notary)
 	if r.Share.Recipient != recipient {
 		return fmt.Errorf("released to %s, the recipient is %s", r.Share.Recipient, recipient)
@@ -203,7 +203,7 @@ func (d decision) checkRelease(r *signoff.Release, req *Request, key, recipient 
 	if r.Share.Index != index {
 		return fmt.Errorf("share index %d, this notary holds %d", r.Share.Index, index)
 	}
-	if !contains(req.Doc.Objects(), r.Share.Object) || r.Share.Epoch != d.state.Objects[r.Share.Object].Machines.Epoch {
+	if !contains(objects, r.Share.Object) || r.Share.Epoch != d.state.Objects[r.Share.Object].Machines.Epoch {
 		return fmt.Errorf("object %s of epoch %d is not what the warrant opens", r.Share.Object, r.Share.Epoch)
 	}
 	for _, have := range d.state.Releases[key] {

@@ -117,6 +117,10 @@ func (in Input) launch(w *writer, l *signoff.Launch) {
 	}
 	w.field("uses", "%d starts in all", l.Uses)
 	w.field("time limit", "%d s for each", l.Seconds)
+	if l.Output > 0 {
+		w.field("output", "up to %d bytes of snapshots at a time, sealed as new objects", l.Output)
+		w.field("", "later starts of this run may open them")
+	}
 	w.field("effect", "root on each of these nodes can keep the weights")
 }
 
@@ -128,7 +132,12 @@ func (in Input) object(w *writer, id dsse.Digest) {
 		return
 	}
 	w.prose("", "named "+safe(o.Name))
-	w.field("", "sealed by %s", in.person(o.Sealer))
+	if o.Claim.IsZero() {
+		w.field("", "sealed by %s", in.person(o.Sealer))
+	} else {
+		w.field("", "a snapshot, sealed by node %s", in.node(o.Sealer))
+		w.field("", "in the run of claim %s", o.Claim)
+	}
 	w.field("", "%d files, %d bytes, %d tensors, %d parameters", o.Summary.Files, o.Summary.Bytes, o.Summary.Tensors, o.Summary.Parameters)
 	w.prose("", "of type "+safe(strings.Join(o.Summary.DTypes, " ")))
 	w.field("", "manifest %s", o.Manifest)

@@ -78,7 +78,8 @@ func input(t testing.TB, action string, edit func(*signoff.Request)) display.Inp
 		Charter: charter, ID: digest("charter"), Request: r, Digest: digest("request"), Rule: rule(t, action),
 		People: map[Digest]*signoff.Person{charter.People[0].ID(): &charter.People[0], charter.People[1].ID(): &charter.People[1]},
 		Objects: map[Digest]*signoff.Object{digest("object"): {Sealer: charter.People[1].ID(), Name: "model-7b", Manifest: digest("manifest"),
-			Summary: signoff.Summary{Files: 3, Bytes: 14 << 30, Tensors: 291, Parameters: 7_000_000_000, DTypes: []string{"BF16", "F32"}}}},
+			Summary: signoff.Summary{Files: 3, Bytes: 14 << 30, Tensors: 291, Parameters: 7_000_000_000, DTypes: []string{"BF16", "F32"}}},
+			digest("snapshot"): {Sealer: digest("n2"), Claim: digest("claim"), Name: "train-0, use 3: step-9", Manifest: digest("manifest"), Summary: signoff.Summary{Files: 1, Bytes: 7}}},
 		Nodes: map[Digest]display.Node{digest("n1"): {Name: "node-1"}, digest("n2"): {Name: "node-2", Emulated: true}},
 		Halts: map[Digest]*signoff.Halt{digest("h1"): {Person: charter.People[1].ID(), Everything: true, Reason: "loss of the cooling"},
 			digest("h2"): {Person: charter.People[1].ID(), Node: digest("n1"), Reason: "the node was opened"}},
@@ -91,7 +92,7 @@ func export(r *signoff.Request) {
 
 func launch(r *signoff.Request) {
 	r.Launch = &signoff.Launch{Name: "train-1", Executable: digest("program"), Argv: []string{"train", "--data=/in", "caf\u00e9"}, Env: []string{"HOME=/"},
-		Objects: []Digest{digest("object"), digest("gone")}, Pool: []Digest{digest("n1"), digest("n2"), digest("n3")}, Uses: 2, Seconds: 3600}
+		Objects: []Digest{digest("object"), digest("snapshot"), digest("gone")}, Pool: []Digest{digest("n1"), digest("n2"), digest("n3")}, Uses: 2, Seconds: 3600, Output: 200_000_000_000}
 }
 
 func TestGolden(t *testing.T) {
@@ -133,7 +134,7 @@ func checkScreen(t interface {
 }, text string, hostile ...string) {
 	t.Helper()
 	fields := map[string]bool{"": true, display.Version[:12]: true}
-	for _, f := range strings.Fields("cluster request action purpose created expires weights recipient destination effect run executable node uses enrolment rule") {
+	for _, f := range strings.Fields("cluster request action purpose created expires weights recipient destination effect run executable node uses output enrolment rule") {
 		fields[f] = true
 	}
 	for _, f := range []string{"asked by", "time limit", "new policy", "lifts halt"} {

@@ -503,3 +503,50 @@ func TestAttackHybridHalves(t *testing.T) {
 	})
 	wantFault(t, err, Unopened, c)
 }
+
+// A share that the sealer released itself opens where a holder's would, and
+// under no other context.
+func TestAttackSealersRelease(t *testing.T) {
+	members := newMembers(t, 8)
+	people, machines := members[:4], members[4:]
+	secrets, box, err := New(rand.Reader, Params{fill("charter"), groupOf(2, people), groupOf(3, machines)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer secrets.Wipe()
+	to := newMember(t, 1, false)
+	c := ReleaseContext{Context{fill("charter"), fill("object"), People, 1, 2, fill("sealer")}, fill("request"), to.ID()}
+	sealed, err := secrets.Release(c, to.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenRelease(t.Context(), to.id, c, box.People, sealed); err != nil {
+		t.Fatal(err)
+	}
+	for name, edit := range map[string]func(*ReleaseContext){
+		"as a holder's": func(c *ReleaseContext) { c.Holder = people[1].ID() },
+		"other request": func(c *ReleaseContext) { c.Request = fill("other") },
+		"other index":   func(c *ReleaseContext) { c.Index = 3 },
+		"other side":    func(c *ReleaseContext) { c.Side = Machines },
+		"other object":  func(c *ReleaseContext) { c.Object = fill("other") },
+	} {
+		other := c
+		edit(&other)
+		var bad *ShareError
+		if _, err := OpenRelease(t.Context(), to.id, other, box.People, sealed); !errors.As(err, &bad) || bad.Fault != Unopened {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, edit := range map[string]func(*ReleaseContext){
+		"second object": func(c *ReleaseContext) { c.Object = fill("other") },
+		"other charter": func(c *ReleaseContext) { c.Charter = fill("other") },
+		"no request":    func(c *ReleaseContext) { c.Request = [32]byte{} },
+		"other key":     func(c *ReleaseContext) { c.Recipient = fill("other") },
+	} {
+		other := c
+		edit(&other)
+		if _, err := secrets.Release(other, to.Key); err == nil {
+			t.Errorf("%s: released", name)
+		}
+	}
+}

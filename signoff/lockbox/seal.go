@@ -179,6 +179,26 @@ func sealDeal(c Context, to Recipient, share pair) (Deal, error) {
 	return Deal{c.Object, c.Side, c.Epoch, c.Index, c.Holder, sealed}, nil
 }
 
+// Release seals one share to a recipient at once, as its holder would release
+// it later. It is for an object whose next reader is known while it is sealed.
+// c.Holder is the sealer's own key: the recipient knows from it that no holder
+// of a deal released this.
+func (s *Secrets) Release(c ReleaseContext, to Recipient) ([]byte, error) {
+	if err := errors.Join(c.Check(), s.use(c.Object)); err != nil {
+		return nil, err
+	}
+	if c.Charter != s.params.Charter {
+		return nil, fmt.Errorf("lockbox: release %s: these secrets are of charter %s", c.Context, dsse.Digest(s.params.Charter))
+	}
+	f := s.people
+	if c.Side == Machines {
+		f = s.machines
+	}
+	share := &Share{c.Context, f.at(c.Index)}
+	defer share.Wipe()
+	return Reseal(share, to, c)
+}
+
 // Wipe forgets both secrets. The Secrets refuse to serve from then on.
 func (s *Secrets) Wipe() {
 	s.people.wipe()

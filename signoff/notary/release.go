@@ -40,7 +40,7 @@ func (n *Notary) planRelease(l look) (func(context.Context) error, error) {
 			if err != nil {
 				return nil, err
 			}
-			if due := n.due(l, r, id, Digest{}, to); due != nil {
+			if due := n.due(l, r, id, Digest{}, r.Doc.Objects(), to); due != nil {
 				return due, nil
 			}
 		}
@@ -65,7 +65,7 @@ func (n *Notary) dueClaim(l look, r *authority.Request, warrant Digest) (func(co
 		if err != nil {
 			return nil, err
 		}
-		if due := n.due(l, r, warrant, id, to); due != nil {
+		if due := n.due(l, r, warrant, id, l.state.Opens(c), to); due != nil {
 			return due, nil
 		}
 	}
@@ -85,12 +85,12 @@ func freshKey(c *authority.Claim) (*ecdh.PublicKey, error) {
 }
 
 // due returns the release of the first object that is still owed, or nil.
-func (n *Notary) due(l look, r *authority.Request, warrant, claim Digest, to *ecdh.PublicKey) func(context.Context) error {
+func (n *Notary) due(l look, r *authority.Request, warrant, claim Digest, objects []Digest, to *ecdh.PublicKey) func(context.Context) error {
 	key := claim
 	if key.IsZero() {
 		key = warrant
 	}
-	for _, object := range r.Doc.Objects() {
+	for _, object := range objects {
 		done := slices.ContainsFunc(l.state.Releases[key], func(x *signoff.Release) bool {
 			return x.Notary == n.id && x.Share.Object == object
 		})

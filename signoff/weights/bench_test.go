@@ -100,13 +100,13 @@ func (c *contest) timesWall(way, peer string) {
 }
 
 // memoryDir returns a directory on tmpfs, so that the disk does not count.
-func memoryDir(b *testing.B) string {
-	b.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "keyturn-bench-")
+func memoryDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "keyturn-test-")
 	if err != nil {
-		b.Skipf("no tmpfs at /dev/shm: %v", err)
+		t.Skipf("no tmpfs at /dev/shm: %v", err)
 	}
-	b.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
 }
 
@@ -276,7 +276,7 @@ func cached() error {
 // the disk. In memory the system time is that of copying to and from tmpfs, as
 // cp has it.
 func BenchmarkModel(b *testing.B) {
-	for name, dir := range map[string]func(*testing.B) string{"tmpfs": memoryDir, "disk": func(b *testing.B) string { return b.TempDir() }} {
+	for name, dir := range map[string]func(testing.TB) string{"tmpfs": memoryDir, "disk": testing.TB.TempDir} {
 		b.Run(name, func(b *testing.B) { benchmarkModel(b, dir(b)) })
 	}
 }

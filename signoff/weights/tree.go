@@ -81,6 +81,9 @@ func (t *tree) walk(ctx context.Context, dirfd int, prefix string, out *[]entry)
 		if err := t.acceptable(name, &st); err != nil {
 			return err
 		}
+		if len(*out) == maxResources {
+			return fmt.Errorf("weights: more than %d files; put them into archives", maxResources)
+		}
 		if st.Mode&unix.S_IFMT == unix.S_IFREG {
 			*out = append(*out, entry{name, identify(&st)})
 			continue

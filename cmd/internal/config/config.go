@@ -90,6 +90,8 @@ type Agent struct {
 	BootApproval string `mapstructure:"bootApproval"`
 	// Objects lists directories of sealed weights on this node.
 	Objects []string `mapstructure:"objects"`
+	// Snapshots is the directory that gets sealed snapshots of runs.
+	Snapshots string `mapstructure:"snapshots"`
 	// Socket is where the agent listens for commands on the node.
 	Socket string `mapstructure:"socket"`
 	// Cgroup is the group below the cgroup v2 mount in which runs live;

@@ -21,7 +21,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -195,9 +198,30 @@ func bar(n, total int64, elapsed time.Duration) string {
 		part*100, Bytes(n), Bytes(total), Bytes(int64(rate)), left)
 }
 
+var units = []string{"B", "kB", "MB", "GB", "TB", "PB"}
+
+// ParseBytes reads a whole number of bytes, or of a decimal unit.
+func ParseBytes(s string) (int64, error) {
+	digits := strings.TrimRight(s, "BkMGTP ")
+	n, err := strconv.ParseInt(digits, 10, 64)
+	i := slices.Index(units, strings.TrimSpace(s[len(digits):]))
+	if len(digits) == len(s) {
+		i = 0
+	}
+	if err != nil || n < 0 || i < 0 {
+		return 0, fmt.Errorf("size %.40q: want a number, alone or with one of %s", s, strings.Join(units, " "))
+	}
+	for ; i > 0; i-- {
+		if n > math.MaxInt64/1000 {
+			return 0, fmt.Errorf("size %.40q is too large", s)
+		}
+		n *= 1000
+	}
+	return n, nil
+}
+
 // Bytes writes a size with a decimal unit.
 func Bytes(n int64) string {
-	units := []string{"B", "kB", "MB", "GB", "TB", "PB"}
 	f, i := float64(n), 0
 	for f >= 1000 && i < len(units)-1 {
 		f, i = f/1000, i+1

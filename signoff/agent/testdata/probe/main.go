@@ -17,6 +17,10 @@ func main() {
 		inputs()
 	case "tick":
 		tick()
+	case "snapshot":
+		snapshot()
+	case "tricks":
+		tricks()
 	default:
 		os.Exit(64)
 	}
@@ -53,4 +57,47 @@ func tick() {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+const output = "/run/keyturn/output/"
+
+func must(err error) {
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+}
+
+// put writes a directory of one file and renames it to its finished name.
+func put(name, text string) {
+	must(os.Mkdir(output+".part", 0o700))
+	must(os.WriteFile(output+".part/state", []byte(text), 0o600))
+	must(os.Rename(output+".part", output+name))
+}
+
+// snapshot shows its inputs, makes one snapshot, waits until it is kept, and
+// leaves another behind.
+func snapshot() {
+	inputs()
+	put("step-1", "trained")
+	for {
+		if _, err := os.Stat(output + "step-1"); os.IsNotExist(err) {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	fmt.Println("step-1 is kept")
+	put("step-2", "trained more")
+	must(os.Mkdir(output+".unfinished", 0o700))
+}
+
+// tricks leaves what must not be kept.
+func tricks() {
+	must(os.Symlink("/etc", output+"link"))
+	must(os.Mkdir(output+"inside", 0o700))
+	must(os.Symlink("/etc/passwd", output+"inside/passwd"))
+	must(os.WriteFile(output+"file", []byte("x"), 0o600))
+	must(os.Mkdir(output+"Bad name", 0o700))
+	must(os.Mkdir(output+"empty", 0o700))
+	put("good", "trained")
 }
