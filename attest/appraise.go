@@ -333,7 +333,26 @@ func (l *listed) prove() *refusal {
 }
 
 // consult compares PCRs and files with every current set and passes if one matches.
+// If none describes the boot and one does that no longer counts, it says so.
 func (v *Verdict) consult(files *listed, refs *References) *refusal {
+	no := v.consultCurrent(files, refs)
+	describes := func(r reference) bool {
+		_, differs := r.mismatch(v.PCRs)
+		return !differs
+	}
+	if no == nil || slices.ContainsFunc(refs.sets, describes) {
+		return no
+	}
+	for _, r := range refs.ended {
+		if describes(r) {
+			return refuse("boot what a set in force describes, or adopt a newer version that describes this boot",
+				"%w; the boot is that of reference set %s version %d, which no longer counts", no.err, r.Name, r.Version)
+		}
+	}
+	return no
+}
+
+func (v *Verdict) consultCurrent(files *listed, refs *References) *refusal {
 	if len(refs.sets) == 0 {
 		return &refusal{errors.New("no current reference set was consulted"), "adopt reference values for this node, or renew those that ran out"}
 	}

@@ -14,8 +14,8 @@ import (
 	"github.com/keyturn/keyturn/attest/ima"
 )
 
-// generations is how many versions of one set count at a time: the one in force
-// and the one before or after, so that a fleet can be updated node by node.
+// generations is how many versions of one set count at a time: the newest and the
+// one before, so that a fleet can be updated node by node.
 const generations = 2
 
 // A ReferenceSet says which values people accept in PCRs of the sha256 bank, and
@@ -25,7 +25,7 @@ const generations = 2
 // value to name: only rules judge it, and a set without rules passes over it.
 type ReferenceSet struct {
 	Name      string           `json:"name"`      // what the set is for, such as "rack-a"
-	Version   uint64           `json:"version"`   // from 1; of one name only the two highest current versions count
+	Version   uint64           `json:"version"`   // from 1; of one name only the two highest that have begun count
 	NotBefore int64            `json:"notBefore"` // Unix seconds, inclusive
 	NotAfter  int64            `json:"notAfter"`  // Unix seconds, inclusive
 	PCRs      map[int][]Digest `json:"pcrs"`      // index to the values allowed
@@ -101,37 +101,41 @@ func (r *ReferenceSet) validate() error {
 	return nil
 }
 
-// current reports whether the set is valid at the time given (Unix seconds).
-func (r *ReferenceSet) current(now int64) bool {
-	return now > 0 && r.NotBefore <= now && now <= r.NotAfter
-}
+// begun reports whether the set's validity had begun at the time given (Unix
+// seconds).
+func (r *ReferenceSet) begun(now int64) bool { return now > 0 && r.NotBefore <= now }
 
-// Current returns the sets that count at the time given (Unix seconds): valid,
-// and one of the two highest versions of their name. Newest first by name.
-func Current(sets []*ReferenceSet, now int64) []*ReferenceSet {
-	var live []*ReferenceSet
-	for _, r := range sets {
-		if r != nil && r.Validate() == nil && r.current(now) {
-			live = append(live, r)
-		}
-	}
-	slices.SortStableFunc(live, func(a, b *ReferenceSet) int {
+// Newest returns, of each name, the versions that can count at the time given or
+// later: the two highest that have begun, and those that have not. One that ended
+// still keeps older ones out, so that no end brings back what was replaced. By
+// name, newest first.
+func Newest(sets []*ReferenceSet, now int64) []*ReferenceSet {
+	valid := slices.DeleteFunc(slices.Clone(sets), func(r *ReferenceSet) bool { return r == nil || r.Validate() != nil })
+	slices.SortStableFunc(valid, func(a, b *ReferenceSet) int {
 		if c := strings.Compare(a.Name, b.Name); c != 0 {
 			return c
 		}
 		return cmp.Compare(b.Version, a.Version)
 	})
-	var kept []*ReferenceSet
-	for i, r := range live {
-		if i < generations || live[i-generations].Name != r.Name {
-			kept = append(kept, r)
+	begun := make(map[string]int)
+	return slices.DeleteFunc(valid, func(r *ReferenceSet) bool {
+		if r.begun(now) {
+			begun[r.Name]++
 		}
-	}
-	return kept
+		return begun[r.Name] > generations
+	})
 }
 
-// References are the sets that count at one time, made ready for many appraisals.
-type References struct{ sets []reference }
+// Current returns the sets that count at the time given (Unix seconds): of each
+// name the two highest versions that have begun, while they are valid. Newest
+// first by name.
+func Current(sets []*ReferenceSet, now int64) []*ReferenceSet {
+	return slices.DeleteFunc(Newest(sets, now), func(r *ReferenceSet) bool { return !r.begun(now) || now > r.NotAfter })
+}
+
+// References are the sets that count at one time, made ready for many appraisals,
+// and those that counted once, to explain a refusal.
+type References struct{ sets, ended []reference }
 
 type reference struct {
 	*ReferenceSet
@@ -143,7 +147,13 @@ type reference struct {
 // NewReferences takes the sets that count at the time given (Unix seconds).
 func NewReferences(sets []*ReferenceSet, now int64) *References {
 	refs := &References{}
-	for _, r := range Current(sets, now) {
+	current := Current(sets, now)
+	for _, r := range sets {
+		if r != nil && r.Validate() == nil && r.begun(now) && !slices.Contains(current, r) {
+			refs.ended = append(refs.ended, reference{ReferenceSet: r, pcrs: slices.Sorted(maps.Keys(r.PCRs))})
+		}
+	}
+	for _, r := range current {
 		c := reference{ReferenceSet: r, pcrs: slices.Sorted(maps.Keys(r.PCRs))}
 		if r.IMA != nil {
 			judge, err := ima.NewJudge(*r.IMA, nil)

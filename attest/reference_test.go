@@ -3,6 +3,7 @@ package attest
 import (
 	"bytes"
 	"slices"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -88,17 +89,53 @@ func TestCurrentProperties(t *testing.T) {
 				t.Fatalf("%d versions of %s count", count[r.Name], r.Name)
 			}
 		}
-		for _, r := range sets {
-			if r.Validate() != nil || !r.current(now) || slices.Contains(kept, r) {
-				continue
-			}
-			for _, k := range kept {
-				if k.Name == r.Name && k.Version < r.Version {
-					t.Fatalf("version %d counts and %d does not", k.Version, r.Version)
+		for _, k := range kept {
+			newer := 0
+			for _, r := range sets {
+				if r.Validate() == nil && r.begun(now) && r.Name == k.Name && r.Version > k.Version {
+					newer++
 				}
+			}
+			if newer >= generations {
+				t.Fatalf("version %d counts, which %d newer ones replaced", k.Version, newer)
 			}
 		}
 	})
+}
+
+// Two generations overlap; the end of the newest does not bring back the third.
+func TestGenerations(t *testing.T) {
+	version := func(v uint64, from, to int64) *ReferenceSet {
+		r := aSet()
+		r.Version, r.NotBefore, r.NotAfter = v, from, to
+		return r
+	}
+	sets := []*ReferenceSet{version(1, 10, 100), version(2, 20, 100), version(3, 30, 40)}
+	for now, want := range map[int64][]uint64{9: nil, 10: {1}, 20: {2, 1}, 29: {2, 1}, 30: {3, 2}, 40: {3, 2}, 41: {2}, 100: {2}, 101: nil} {
+		var got []uint64
+		for _, r := range Current(sets, now) {
+			got = append(got, r.Version)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("at %d versions %v count, want %v", now, got, want)
+		}
+	}
+	pcrs := map[int]Digest{}
+	for pcr, values := range sets[0].PCRs {
+		pcrs[pcr] = values[0]
+	}
+	sets[0].PCRs[4], sets[1].PCRs[4] = []Digest{{8}}, []Digest{{9}}
+	for value, reason := range map[byte]string{8: "rack-a version 1, which no longer counts", 9: "", 7: "version 2 does not allow"} {
+		pcrs[4] = Digest{value}
+		v := Verdict{PCRs: pcrs}
+		no := v.consult(nil, NewReferences(sets, 41))
+		if reason == "" && no == nil {
+			continue
+		}
+		if no == nil || !strings.Contains(no.err.Error(), reason) || value == 7 && strings.Contains(no.err.Error(), "no longer counts") {
+			t.Errorf("PCR 4 of %d: %v", value, no)
+		}
+	}
 }
 
 func TestSelection(t *testing.T) {

@@ -74,9 +74,12 @@ const (
 	NodeEnrol      Action = "node.enrol"
 	NodeRetire     Action = "node.retire"
 	PolicyChange   Action = "policy.change"
+	ReferenceAdopt Action = "reference.adopt"
 	Halt           Action = "halt"
 	Resume         Action = "resume"
 	ObjectRegister Action = "object.register"
+
+	ReferenceWithdraw Action = "reference.withdraw"
 )
 
 // floors holds every action with the smallest approving set it may ever have.
@@ -88,9 +91,12 @@ var floors = map[Action]int{
 	NodeEnrol:      2,
 	NodeRetire:     1,
 	PolicyChange:   2,
+	ReferenceAdopt: 2,
 	Halt:           1,
 	Resume:         2,
 	ObjectRegister: 1,
+
+	ReferenceWithdraw: 1,
 }
 
 // Known reports whether a is one of the actions above.

@@ -197,6 +197,12 @@ func samples() map[string]signoff.Document {
 		"request-resume": request(func(r *signoff.Request) {
 			r.Action, r.Resume = signoff.ActionResume, &signoff.Resume{Halts: []Digest{digest("halt")}}
 		}),
+		"request-adopt": request(func(r *signoff.Request) {
+			r.Action, r.Adopt = signoff.ActionReferenceAdopt, &signoff.ReferenceAdopt{Name: "rack-a", Version: 2, Set: digest("set")}
+		}),
+		"request-withdraw": request(func(r *signoff.Request) {
+			r.Action, r.Withdraw = signoff.ActionReferenceWithdraw, &signoff.ReferenceWithdraw{Sets: []Digest{digest("set")}}
+		}),
 	}
 }
 

@@ -15,6 +15,9 @@ const (
 	ActionRetire       = "node.retire"
 	ActionPolicyChange = "policy.change"
 	ActionResume       = "resume"
+
+	ActionReferenceAdopt    = "reference.adopt"
+	ActionReferenceWithdraw = "reference.withdraw"
 )
 
 // Seen is a checkpoint of the log that a signer had before its eyes. An entry
@@ -49,6 +52,9 @@ type Request struct {
 	Retire *Retire       `json:"retire,omitzero"`
 	Policy *PolicyChange `json:"policy,omitzero"`
 	Resume *Resume       `json:"resume,omitzero"`
+
+	Adopt    *ReferenceAdopt    `json:"adopt,omitzero"`
+	Withdraw *ReferenceWithdraw `json:"withdraw,omitzero"`
 }
 
 // An Export releases one object to one outside key.
@@ -94,6 +100,18 @@ type Resume struct {
 	Halts []Digest `json:"halts"`
 }
 
+// A ReferenceAdopt puts a reference set, by which nodes are judged, into force.
+type ReferenceAdopt struct {
+	Name    string `json:"name"`    // of the set, as in it
+	Version uint64 `json:"version"` // of the set, as in it
+	Set     Digest `json:"set"`     // SHA-256 of the set (a blob, JSON as package attest reads it)
+}
+
+// A ReferenceWithdraw ends reference sets before their time.
+type ReferenceWithdraw struct {
+	Sets []Digest `json:"sets"`
+}
+
 // Kind is KindRequest.
 func (r *Request) Kind() Kind { return KindRequest }
 
@@ -122,6 +140,12 @@ func (r *Request) subjects() []dsse.Subject {
 	case r.Resume != nil:
 		for _, h := range r.Resume.Halts {
 			add("halt", h)
+		}
+	case r.Adopt != nil:
+		add("reference set", r.Adopt.Set)
+	case r.Withdraw != nil:
+		for _, set := range r.Withdraw.Sets {
+			add("reference set", set)
 		}
 	}
 	return out
@@ -181,8 +205,10 @@ func (r *Request) part() (string, part, error) {
 	see(r.Retire != nil, ActionRetire, r.Retire)
 	see(r.Policy != nil, ActionPolicyChange, r.Policy)
 	see(r.Resume != nil, ActionResume, r.Resume)
+	see(r.Adopt != nil, ActionReferenceAdopt, r.Adopt)
+	see(r.Withdraw != nil, ActionReferenceWithdraw, r.Withdraw)
 	if n != 1 {
-		return "", nil, fmt.Errorf("%d parts, want exactly one of export, launch, enrol, retire, policy, resume", n)
+		return "", nil, fmt.Errorf("%d parts, want exactly one of export, launch, enrol, retire, policy, resume, adopt, withdraw", n)
 	}
 	return action, found, nil
 }
@@ -301,6 +327,20 @@ func (p *PolicyChange) check() error {
 		return fmt.Errorf("policy of %d bytes, want 1 to %d", n, MaxPolicy)
 	}
 	return nil
+}
+
+func (a *ReferenceAdopt) check() error {
+	if err := CheckText("name of the reference set", a.Name); err != nil {
+		return err
+	}
+	if a.Version == 0 || a.Set.IsZero() {
+		return missing("version or reference set")
+	}
+	return nil
+}
+
+func (w *ReferenceWithdraw) check() error {
+	return checkDigests("reference sets", w.Sets, MaxReferences)
 }
 
 func (r *Resume) check() error { return checkDigests("halts", r.Halts, MaxResumeHalts) }

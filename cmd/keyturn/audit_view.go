@@ -220,6 +220,18 @@ func asks(s *authority.State, r *signoff.Request) []string {
 			out = append(out, fmt.Sprintf("halt %s", h))
 		}
 		return out
+	case r.Adopt != nil:
+		return []string{fmt.Sprintf("reference set %s version %d, %s", r.Adopt.Name, r.Adopt.Version, r.Adopt.Set)}
+	case r.Withdraw != nil:
+		var out []string
+		for _, id := range r.Withdraw.Sets {
+			name := id.String()
+			if ref, ok := s.References[id]; ok {
+				name = fmt.Sprintf("%s version %d, %s", ref.Name, ref.Version, id)
+			}
+			out = append(out, "reference set "+name)
+		}
+		return out
 	}
 	return []string{}
 }

@@ -191,8 +191,11 @@ func blobsOf(doc signoff.Document) []dsse.Digest {
 	case *signoff.Deals:
 		return []dsse.Digest{d.Blob}
 	case *signoff.Request:
-		if d.Enrol != nil {
+		switch {
+		case d.Enrol != nil:
 			return []dsse.Digest{d.Enrol.Enrolment}
+		case d.Adopt != nil:
+			return []dsse.Digest{d.Adopt.Set}
 		}
 	case *signoff.Epoch:
 		return []dsse.Digest{d.Evidence}

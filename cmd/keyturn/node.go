@@ -329,9 +329,8 @@ func (a *app) explain(ctx context.Context, name string) (*nodeExplanation, error
 		}
 		x.nodeReport = reportNode(s, n)
 		lease, _, _ = s.Epoch.Lease(n.ID)
-		var err error
-		sets, err = currentSets(s)
-		return err
+		sets = attest.Current(s.ReferenceSets(), s.Time)
+		return nil
 	}); err != nil {
 		return nil, err
 	}
@@ -369,18 +368,6 @@ func (a *app) presented(ctx context.Context, d dsse.Digest) (*authority.Presente
 		return nil, err
 	}
 	return authority.ParsePresented(b)
-}
-
-func currentSets(s *authority.State) ([]*attest.ReferenceSet, error) {
-	var sets []*attest.ReferenceSet
-	for _, text := range s.Charter.References {
-		r, err := attest.ParseReferenceSet([]byte(text))
-		if err != nil {
-			return nil, err
-		}
-		sets = append(sets, r)
-	}
-	return attest.Current(sets, s.Time), nil
 }
 
 func comparePCRs(now, before map[int]attest.Digest, sets []*attest.ReferenceSet) []pcrView {

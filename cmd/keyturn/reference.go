@@ -10,8 +10,8 @@ import (
 )
 
 func referenceCmd(a *app) *cobra.Command {
-	cmd := &cobra.Command{Use: "reference", Short: "make reference values that nodes are judged by"}
-	cmd.AddCommand(fromEventlogCmd(a), fromUKICmd(a), approveBootCmd(a))
+	cmd := &cobra.Command{Use: "reference", Short: "make reference values that nodes are judged by, and look at them"}
+	cmd.AddCommand(fromEventlogCmd(a), fromUKICmd(a), approveBootCmd(a), setShowCmd(a), setListCmd(a))
 	return cmd
 }
 
@@ -58,7 +58,8 @@ func fromEventlogCmd(a *app) *cobra.Command {
 		Long: `From-eventlog replays the log in the sha256 bank and writes a reference set for
 the PCRs named. A log is what a machine says of itself: take it from a machine
 whose boot you built and know, give the PCRs that its TPM quoted with --expect,
-and put the set into the founding file of a charter, where founders sign it.`,
+and put the set into the founding file of a charter, where founders sign it, or
+ask for its adoption with keyturn request reference-adopt.`,
 		RunE: func(_ *cobra.Command, args []string) error {
 			set, err := s.ofLog(args[0], expect, time.Now())
 			if err != nil {

@@ -6,7 +6,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/keyturn/keyturn/attest"
 	"github.com/keyturn/keyturn/hsm/tpm"
 	"github.com/keyturn/keyturn/signoff/dsse"
 )
@@ -45,11 +44,7 @@ prints to the file that bootApproval names in the node's configuration.`,
 
 // bootOf reads the one boot that a set describes.
 func bootOf(file string) (map[int][32]byte, error) {
-	b, err := readEvidence(file)
-	if err != nil {
-		return nil, err
-	}
-	set, err := attest.ParseReferenceSet(b)
+	set, _, err := readSet(file)
 	if err != nil {
 		return nil, err
 	}

@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
@@ -36,7 +34,7 @@ func requestCmd(a *app) *cobra.Command {
 	f.StringVar(&r.out, "out", "", "write the signed request to this file instead of sending it")
 	f.StringVar(&a.carry, "file", "", "work from a carried log instead of a coordinator")
 	cmd.MarkPersistentFlagRequired("purpose")
-	cmd.AddCommand(r.export(), r.launch(), r.enrol(), r.retire(), r.policy(), r.resume())
+	cmd.AddCommand(r.export(), r.launch(), r.enrol(), r.retire(), r.policy(), r.resume(), r.adopt(), r.withdrawSets())
 	return cmd
 }
 
@@ -173,11 +171,10 @@ func (r *asking) enrol() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			cert, err := x509.ParseCertificate(enrolment.EKCert)
+			ek, err := attest.ReadEKCert(enrolment.EKCert)
 			if err != nil {
-				return fmt.Errorf("%s: endorsement key certificate: %w", file, err)
+				return fmt.Errorf("%s: %w", file, err)
 			}
-			node := dsse.Digest(sha256.Sum256(cert.RawSubjectPublicKeyInfo))
 			client, err := r.coordinator()
 			if err != nil {
 				return err
@@ -187,7 +184,7 @@ func (r *asking) enrol() *cobra.Command {
 				return err
 			}
 			return r.ask(cmd.Context(), signoff.ActionEnrol, func(q *signoff.Request, _ *authority.State) error {
-				q.Enrol = &signoff.Enrol{Name: name, Node: node, Enrolment: digest}
+				q.Enrol = &signoff.Enrol{Name: name, Node: dsse.Digest(ek.ID), Enrolment: digest}
 				return nil
 			})
 		}}
@@ -248,6 +245,55 @@ func (r *asking) resume() *cobra.Command {
 		}}
 	cmd.Flags().StringSliceVar(&halts, "halt", nil, "digests of the halts to lift")
 	return require(cmd, "halt")
+}
+
+func (r *asking) adopt() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{Use: "reference-adopt", Short: "ask to put a reference set into force", Args: cobra.NoArgs,
+		Long: `Reference-adopt asks that nodes be judged by a reference set that keyturn
+reference made, beside those in force. Of one name the two highest versions that
+have begun count, so that nodes can be updated one after the other. Nothing else
+brings an older version back than the same values under a higher number.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			set, blob, err := readSet(file)
+			if err != nil {
+				return err
+			}
+			client, err := r.coordinator()
+			if err != nil {
+				return err
+			}
+			digest, err := client.PutBlob(cmd.Context(), blob)
+			if err != nil {
+				return err
+			}
+			return r.ask(cmd.Context(), signoff.ActionReferenceAdopt, func(q *signoff.Request, _ *authority.State) error {
+				q.Adopt = &signoff.ReferenceAdopt{Name: set.Name, Version: set.Version, Set: digest}
+				return nil
+			})
+		}}
+	cmd.Flags().StringVar(&file, "set", "", "file with the reference set")
+	return require(cmd, "set")
+}
+
+func (r *asking) withdrawSets() *cobra.Command {
+	var sets []string
+	cmd := &cobra.Command{Use: "reference-withdraw", Short: "ask to end reference sets before their time", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return r.ask(cmd.Context(), signoff.ActionReferenceWithdraw, func(q *signoff.Request, _ *authority.State) error {
+				q.Withdraw = &signoff.ReferenceWithdraw{}
+				for _, s := range sets {
+					id, err := dsse.ParseDigest(s)
+					if err != nil {
+						return err
+					}
+					q.Withdraw.Sets = append(q.Withdraw.Sets, id)
+				}
+				return nil
+			})
+		}}
+	cmd.Flags().StringSliceVar(&sets, "set", nil, "digests of the sets to end, as keyturn reference list prints them")
+	return require(cmd, "set")
 }
 
 func haltCmd(a *app) *cobra.Command {

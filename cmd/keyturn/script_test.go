@@ -16,9 +16,15 @@ func TestMain(m *testing.M) {
 // the charter and a configuration for each person, against one cluster.
 // $CHARTER is the charter's digest, $ESCAPE a
 // text that would draw on the screen, $LOG the directory of the log.
-func TestScripts(t *testing.T) {
+func TestScripts(t *testing.T) { runPages(t, "testdata") }
+
+// Reference sets have a cluster to themselves: each change of them voids what the
+// other pages approved.
+func TestReferenceScripts(t *testing.T) { runPages(t, "testdata/reference") }
+
+func runPages(t *testing.T, dir string) {
 	d := newDesk(t)
-	testscript.Run(t, testscript.Params{Dir: "testdata", Setup: func(e *testscript.Env) error {
+	testscript.Run(t, testscript.Params{Dir: dir, Setup: func(e *testscript.Env) error {
 		e.Setenv("CHARTER", d.ID.String())
 		e.Setenv("LOG", filepath.Join(d.Dir, "log"))
 		e.Setenv("ESCAPE", "a \x1b[31mred\u202e herring")

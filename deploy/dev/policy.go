@@ -32,6 +32,15 @@ rules:
     action: policy.change
     quorum: {atLeast: {k: 4, roles: [security, research, leadership, safety]}}
     expiry: 86400
+  - name: adopt-reference-set
+    action: reference.adopt
+    quorum: {atLeast: {k: 3, roles: [security, research, leadership, safety]}}
+    veto: [safety]
+    expiry: 86400
+  - name: withdraw-reference-set
+    action: reference.withdraw
+    quorum: {atLeast: {k: 1, role: security}}
+    expiry: 86400
   - name: anyone-may-halt
     action: halt
     quorum: {atLeast: {k: 1, roles: [security, research, leadership, safety]}}

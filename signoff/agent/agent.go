@@ -72,7 +72,6 @@ type Agent struct {
 	id       Digest
 	enrol    []byte // the node's enrolment, as people ask for it
 	boot     *ecdsa.PublicKey
-	refs     []*attest.ReferenceSet
 
 	stranger *api.Client // shows no certificate: before the node is enrolled
 	member   *api.Client // shows the node's TLS key
@@ -100,13 +99,6 @@ func New(ctx context.Context, cfg Config) (*Agent, error) {
 	a, err := identify(ctx, cfg)
 	if err != nil {
 		return nil, err
-	}
-	for _, text := range cfg.Charter.References {
-		set, err := attest.ParseReferenceSet([]byte(text))
-		if err != nil {
-			return nil, err
-		}
-		a.refs = append(a.refs, set)
 	}
 	if err := a.connect(); err != nil {
 		return nil, err

@@ -118,7 +118,7 @@ func (a *Agent) prove(ctx context.Context) {
 			every = time.Duration(s.Policy.Compiled.Leases().Epoch) * time.Second
 			now, err := boottime()
 			if a.enrolled {
-				q = question{nextEpoch(s), s.Nodes[a.id].Claimed, fmt.Sprint(a.references(s).Selection(nil))}
+				q = question{nextEpoch(s), s.Nodes[a.id].Claimed, fmt.Sprint(attest.Selection(s.ReferenceSets(), nil, s.Time))}
 				due = q != given.to || now-a.proving.last > every
 			}
 			return err
@@ -173,11 +173,6 @@ func (a *Agent) send(ctx context.Context, q question, given *answer) error {
 	return a.client().Send(ctx, api.TopicEvidence, []byte(given.digest.String()))
 }
 
-// references are the sets that count now. The caller holds mu.
-func (a *Agent) references(s *authority.State) *attest.References {
-	return attest.NewReferences(a.refs, s.Time)
-}
-
 // evidence quotes on the newest final checkpoint and stores the result as a
 // blob. An epoch's nonce is remembered from before anything leaves.
 func (a *Agent) evidence(ctx context.Context, b attest.Binding, fresh *tpm.FreshKey) (Digest, error) {
@@ -191,7 +186,7 @@ func (a *Agent) evidence(ctx context.Context, b attest.Binding, fresh *tpm.Fresh
 		if err == nil && b.Domain == attest.DomainEpoch {
 			a.proving.remember(b.AgentNonce, sending{now, nextEpoch(s)})
 		}
-		refs := a.references(s)
+		refs := attest.NewReferences(s.ReferenceSets(), s.Time)
 		seen, pcrs = a.ledger.seen, refs.Selection(nil)
 		list = a.proving.list(refs)
 		return err

@@ -15,7 +15,7 @@ type appraiser struct {
 }
 
 func (a *Authority) appraiser(blobs Blobs) *appraiser {
-	return &appraiser{a, attest.NewReferences(a.state.references, a.state.Time), blobs}
+	return &appraiser{a, attest.NewReferences(a.state.consulted, a.state.Time), blobs}
 }
 
 // A Weighed is what a piece of evidence would come to in the next epoch.

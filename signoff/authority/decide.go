@@ -125,7 +125,7 @@ func (d decision) charter(c *signoff.Charter) ([]change, error) {
 	if err != nil {
 		return nil, err
 	}
-	refs, err := parseReferences(c.References)
+	refs, err := charterReferences(c.References)
 	if err != nil {
 		return nil, err
 	}
@@ -136,8 +136,9 @@ func (d decision) charter(c *signoff.Charter) ([]change, error) {
 	return []change{{key: "charter", value: d.id, put: func(s *State) {
 		s.Charter, s.Time, s.Policy = c, c.Created, compiled
 		s.signsLog(c.Log)
-		s.signers, s.references, s.People = signers, refs, people
+		s.signers, s.People = signers, people
 		maps.Copy(s.Tokens, people.Tokens())
+		s.setReferences(refs...)
 		s.Ticks = &TickRound{Round: 1, Times: map[Digest]int64{}}
 		s.Keygen = newKeygen(1)
 	}}}, nil
@@ -294,6 +295,6 @@ func CheckCharter(c *signoff.Charter) error {
 	if _, err := compilePolicy(Founders(c), c.Threshold, c.Policy); err != nil {
 		return err
 	}
-	_, err := parseReferences(c.References)
+	_, err := charterReferences(c.References)
 	return err
 }

@@ -179,15 +179,3 @@ func (n *Node) StorageFingerprint() Digest {
 	}
 	return k.Fingerprint()
 }
-
-func parseReferences(sets []string) ([]*attest.ReferenceSet, error) {
-	var out []*attest.ReferenceSet
-	for _, text := range sets {
-		r, err := attest.ParseReferenceSet([]byte(text))
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, r)
-	}
-	return out, nil
-}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/keyturn/keyturn/policy"
 	"github.com/keyturn/keyturn/signoff"
@@ -37,6 +38,11 @@ func (d decision) request(r *signoff.Request) ([]change, error) {
 		return nil, err
 	}
 	rec := &Request{ID: d.id, Doc: r, Index: d.index, Time: now}
+	if r.Adopt != nil {
+		if rec.Set, err = d.referenceSet(r.Adopt); err != nil {
+			return nil, err
+		}
+	}
 	rec.shown = shown{rule, d.state.displayDigest(rec, rule)}
 	return []change{putRequest(rec)}, nil
 }
@@ -97,6 +103,10 @@ func (s *State) possible(r *signoff.Request) error {
 				return fmt.Errorf("%s is not a standing halt", h)
 			}
 		}
+	case r.Adopt != nil:
+		return s.adoptable(r.Adopt)
+	case r.Withdraw != nil:
+		return s.withdrawable(r.Withdraw.Sets)
 	}
 	return nil
 }
@@ -160,12 +170,12 @@ func (d decision) checkApprove(r *Request, a *signoff.Approval) error {
 }
 
 // RuleDigest is what an approval is bound to: the rule with its people, and
-// the reference values that nodes are judged by.
+// the reference sets in force, by which nodes are judged.
 func (s *State) RuleDigest(r *policy.Bound) Digest {
 	rule := r.Digest()
 	fields := [][]byte{rule[:]}
-	for _, ref := range s.Charter.References {
-		fields = append(fields, []byte(ref))
+	for _, ref := range s.inForce {
+		fields = append(fields, ref.ID[:])
 	}
 	return dsse.Sum("keyturn/rule/v1", fields...)
 }
@@ -226,13 +236,19 @@ func (s *State) display(r *Request, rule *policy.Bound) string {
 				named(h.Doc.Node)
 			}
 		}
+	case r.Doc.Adopt != nil, r.Doc.Withdraw != nil:
+		in.Set = r.Set
+		for _, ref := range s.inForce {
+			in.InForce = append(in.InForce, display.Reference{ID: ref.ID, Set: ref.Set})
+		}
 	}
 	return display.Request(in)
 }
 
 // shown is the digest of a request's text under one rule. What else the text
 // is written from stays as it is while the request is open, so the approvals of
-// a request share the work.
+// a request share the work; but for a request about reference sets, which shows
+// those in force.
 type shown struct {
 	rule *policy.Bound
 	text Digest
@@ -240,7 +256,7 @@ type shown struct {
 
 // displayDigest is what an approval of the request has to sign.
 func (s *State) displayDigest(r *Request, rule *policy.Bound) Digest {
-	if r.shown.rule == rule {
+	if r.shown.rule == rule && r.Doc.Adopt == nil && r.Doc.Withdraw == nil {
 		return r.shown.text
 	}
 	return sha256.Sum256([]byte(s.display(r, rule)))
@@ -331,14 +347,14 @@ func (s *State) stale(v Vote, rule Digest) error {
 }
 
 // settle looks again at the requests that the entry may have changed: those it
-// touched, and all open ones when time or policy moved.
+// touched, and all open ones when time, policy or reference sets moved.
 func (s *State) settle(index uint64, changes []change) []change {
 	look := map[Digest]bool{}
 	for _, c := range changes {
 		if !c.touches.IsZero() {
 			look[c.touches] = true
 		}
-		if c.key == "tick" || c.key == "policy" {
+		if c.key == "tick" || c.key == "policy" || strings.HasPrefix(c.key, "reference/") {
 			for id, r := range s.Requests {
 				if r.Ended == "" {
 					look[id] = true

@@ -29,27 +29,29 @@ type State struct {
 	Recoveries uint64 // how often the log key was replaced
 	Recovered  uint64 // size of the log with the last Recovery in it, 0 if none
 
-	Accepted  map[Digest]bool
-	People    *Roster
-	Tokens    map[Digest]Owned // every token of people there ever was, by signing key
-	Policy    *PolicyRecord
-	Keygen    *Keygen
-	Group     *frost.Group // nil until the key generation is complete
-	Ticks     *TickRound
-	Requests  map[Digest]*Request
-	Warrants  map[Digest]*Warrant
-	Objects   map[Digest]*Object
-	Nodes     map[Digest]*Node
-	Claims    map[Digest]*Claim
-	Halts     map[Digest]*Halt
-	Releases  map[Digest][]*signoff.Release // by claim, or by warrant for an export
-	Epoch     *Epoch
-	Documents map[Digest]uint64 // documents that took effect, with their index
+	Accepted   map[Digest]bool
+	People     *Roster
+	Tokens     map[Digest]Owned // every token of people there ever was, by signing key
+	Policy     *PolicyRecord
+	Keygen     *Keygen
+	Group      *frost.Group // nil until the key generation is complete
+	Ticks      *TickRound
+	Requests   map[Digest]*Request
+	Warrants   map[Digest]*Warrant
+	Objects    map[Digest]*Object
+	Nodes      map[Digest]*Node
+	Claims     map[Digest]*Claim
+	Halts      map[Digest]*Halt
+	Releases   map[Digest][]*signoff.Release // by claim, or by warrant for an export
+	References map[Digest]*Reference         // every set ever in force, by digest
+	Epoch      *Epoch
+	Documents  map[Digest]uint64 // documents that took effect, with their index
 
-	signers    map[Digest]signer // whose word counts now: people, notaries and the group, by signing key
-	groupID    Digest            // fingerprint of the group key
-	logKeys    map[Digest]bool   // every key that ever signed checkpoints, by fingerprint
-	references []*attest.ReferenceSet
+	signers   map[Digest]signer      // whose word counts now: people, notaries and the group, by signing key
+	groupID   Digest                 // fingerprint of the group key
+	logKeys   map[Digest]bool        // every key that ever signed checkpoints, by fingerprint
+	inForce   []*Reference           // see ReferencesInForce
+	consulted []*attest.ReferenceSet // see ReferenceSets
 
 	// What the records above say, by other keys: with 100,000 nodes nothing
 	// may look through all of them for one.
@@ -77,6 +79,8 @@ type Request struct {
 	Ended     string           `json:"ended"` // why it can no longer be approved; empty while open
 	Warrant   Digest           `json:"warrant"`
 	Activated []Digest         `json:"activated"` // notaries, for an enrolment
+
+	Set *attest.ReferenceSet `json:"-"` // that it would adopt, nil for other actions
 
 	shown shown // when it was made
 }
@@ -218,7 +222,7 @@ func newState(id Digest) *State {
 	return &State{
 		ID: id, Accepted: map[Digest]bool{}, Requests: map[Digest]*Request{}, Warrants: map[Digest]*Warrant{},
 		Objects: map[Digest]*Object{}, Nodes: map[Digest]*Node{}, Claims: map[Digest]*Claim{}, Halts: map[Digest]*Halt{},
-		Releases: map[Digest][]*signoff.Release{}, Documents: map[Digest]uint64{}, signers: map[Digest]signer{}, Tokens: map[Digest]Owned{}, logKeys: map[Digest]bool{},
+		Releases: map[Digest][]*signoff.Release{}, References: map[Digest]*Reference{}, Documents: map[Digest]uint64{}, signers: map[Digest]signer{}, Tokens: map[Digest]Owned{}, logKeys: map[Digest]bool{},
 		named: map[string]Digest{}, nodeKeys: map[Digest]Digest{}, fresh: map[Digest]Digest{},
 	}
 }

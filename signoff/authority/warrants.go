@@ -52,7 +52,7 @@ func (s *State) DeriveWarrant(id Digest) (*signoff.Warrant, []byte, error) {
 }
 
 // stopped refuses what a halt covers. Halts stop exports and launches; they
-// never stand in the way of resume, membership or policy.
+// never stand in the way of resume, membership, reference sets or policy.
 func (s *State) stopped(r *Request) error {
 	if r.Doc.Export == nil && r.Doc.Launch == nil {
 		return nil
@@ -117,6 +117,11 @@ func (d decision) effect(r *Request) ([]change, error) {
 		return []change{{key: "policy", value: p, put: func(s *State) { s.Policy = p }}}, nil
 	case doc.Resume != nil:
 		return d.lift(r.ID, doc.Resume.Halts), nil
+	case doc.Adopt != nil:
+		ref := &Reference{ID: doc.Adopt.Set, Name: doc.Adopt.Name, Version: doc.Adopt.Version, Index: d.index, Adopted: r.ID, Set: r.Set}
+		return []change{putReference(ref)}, nil
+	case doc.Withdraw != nil:
+		return d.withdrawals(r.ID, doc.Withdraw.Sets), nil
 	}
 	return nil, nil
 }

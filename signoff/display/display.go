@@ -19,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/keyturn/keyturn/attest"
 	"github.com/keyturn/keyturn/policy"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/dsse"
@@ -40,6 +41,14 @@ type Input struct {
 	Objects map[dsse.Digest]*signoff.Object
 	Nodes   map[dsse.Digest]Node
 	Halts   map[dsse.Digest]*signoff.Halt
+	Set     *attest.ReferenceSet // that the request would adopt
+	InForce []Reference          // by name, newest first, for a request about reference sets
+}
+
+// A Reference is a reference set in force.
+type Reference struct {
+	ID  dsse.Digest
+	Set *attest.ReferenceSet
 }
 
 // A Node is what is said of a machine. Emulated: its TPM is software, or
@@ -97,6 +106,10 @@ func (in Input) part(w *writer) {
 		for _, h := range r.Resume.Halts {
 			in.halt(w, h)
 		}
+	case r.Adopt != nil:
+		in.adopt(w, r.Adopt)
+	case r.Withdraw != nil:
+		in.withdraw(w, r.Withdraw.Sets)
 	}
 }
 

@@ -13,6 +13,8 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/keyturn/keyturn/attest"
+	"github.com/keyturn/keyturn/attest/ima"
 	"github.com/keyturn/keyturn/policy"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/display"
@@ -43,6 +45,8 @@ rules:
   - {name: enrol, action: node.enrol, quorum: {atLeast: {k: 2, roles: [research, safety]}}, expiry: 86400}
   - {name: retire, action: node.retire, quorum: {atLeast: {k: 1, role: safety}}, expiry: 86400}
   - {name: change, action: policy.change, quorum: {atLeast: {k: 2, roles: [research, safety]}}, expiry: 86400}
+  - {name: adopt, action: reference.adopt, quorum: {atLeast: {k: 2, roles: [research, safety]}}, expiry: 86400}
+  - {name: withdraw, action: reference.withdraw, quorum: {atLeast: {k: 1, role: safety}}, expiry: 86400}
   - {name: halt, action: halt, quorum: {atLeast: {k: 1, roles: [research, safety]}}, expiry: 3600}
   - {name: resume, action: resume, quorum: {atLeast: {k: 2, roles: [research, safety]}}, expiry: 86400}
 `
@@ -95,7 +99,48 @@ func launch(r *signoff.Request) {
 		Objects: []Digest{digest("object"), digest("snapshot"), digest("gone")}, Pool: []Digest{digest("n1"), digest("n2"), digest("n3")}, Uses: 2, Seconds: 3600, Output: 200_000_000_000}
 }
 
+// set is a reference set; values are told by words.
+func set(name string, version uint64, pcrs map[int][]string) *attest.ReferenceSet {
+	r := &attest.ReferenceSet{Name: name, Version: version, NotBefore: 1_790_000_000, NotAfter: 1_800_000_000, PCRs: map[int][]attest.Digest{}}
+	for pcr, words := range pcrs {
+		for _, w := range words {
+			r.PCRs[pcr] = append(r.PCRs[pcr], attest.Digest(digest(w)))
+		}
+	}
+	return r
+}
+
+// inForce are two versions of rack-a and one of rack-b.
+func inForce() []display.Reference {
+	return []display.Reference{
+		{ID: digest("rack-a 2"), Set: set("rack-a", 2, map[int][]string{4: {"kernel 2"}, 7: {"keys"}, 14: {"mok"}})},
+		{ID: digest("rack-a 1"), Set: set("rack-a", 1, map[int][]string{4: {"kernel 1"}, 7: {"keys"}})},
+		{ID: digest("rack-b 7"), Set: set("rack-b", 7, map[int][]string{4: {"kernel 3"}})},
+	}
+}
+
+func sum(s string) string { return digest(s).String() }
+
+func adopting(t testing.TB, version uint64) display.Input {
+	in := input(t, signoff.ActionReferenceAdopt, func(r *signoff.Request) {
+		r.Adopt = &signoff.ReferenceAdopt{Name: "rack-a", Version: version, Set: digest("new")}
+	})
+	in.Set, in.InForce = set("rack-a", version, map[int][]string{4: {"kernel 3", "kernel 4"}, 7: {"keys"}}), inForce()
+	in.Set.IMA = &ima.Rules{Files: map[string][]string{"/usr/bin/train": {sum("train 2")}, "/usr/bin/a path\nset": {sum("odd")}, "/usr/bin/sh": {sum("sh")}},
+		Digests: []string{sum("anywhere")}, Ignore: []string{"/var/log/"}}
+	in.InForce[0].Set.IMA = &ima.Rules{Files: map[string][]string{"/usr/bin/train": {sum("train 1")}, "/usr/bin/sh": {sum("sh")}}}
+	return in
+}
+
+func withdrawing(t testing.TB, sets ...Digest) display.Input {
+	in := input(t, signoff.ActionReferenceWithdraw, func(r *signoff.Request) { r.Withdraw = &signoff.ReferenceWithdraw{Sets: sets} })
+	in.InForce = inForce()
+	return in
+}
+
 func TestGolden(t *testing.T) {
+	first := adopting(t, 1)
+	first.InForce, first.Set.IMA = nil, nil
 	for name, in := range map[string]display.Input{
 		"export": input(t, signoff.ActionExport, export),
 		"launch": input(t, signoff.ActionLaunch, launch),
@@ -107,6 +152,10 @@ func TestGolden(t *testing.T) {
 		"resume": input(t, signoff.ActionResume, func(r *signoff.Request) {
 			r.Resume = &signoff.Resume{Halts: []Digest{digest("h1"), digest("h2"), digest("gone")}}
 		}),
+		"adopt":        adopting(t, 3),
+		"adopt-first":  first,
+		"withdraw":     withdrawing(t, digest("rack-a 2"), digest("gone")),
+		"withdraw-all": withdrawing(t, digest("rack-a 2"), digest("rack-a 1"), digest("rack-b 7")),
 	} {
 		t.Run(name, func(t *testing.T) {
 			path, got := filepath.Join("testdata", name+".txt"), display.Request(in)
@@ -134,10 +183,10 @@ func checkScreen(t interface {
 }, text string, hostile ...string) {
 	t.Helper()
 	fields := map[string]bool{"": true, display.Version[:12]: true}
-	for _, f := range strings.Fields("cluster request action purpose created expires weights recipient destination effect run executable node uses output enrolment rule") {
+	for _, f := range strings.Fields("cluster request action purpose created expires weights recipient destination effect run executable node uses output enrolment rule set files replaces stays") {
 		fields[f] = true
 	}
-	for _, f := range []string{"asked by", "time limit", "new policy", "lifts halt"} {
+	for _, f := range []string{"asked by", "time limit", "new policy", "lifts halt", "no longer", "ends set"} {
 		fields[f] = true
 	}
 	seen := map[string]int{}
