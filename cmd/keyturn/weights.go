@@ -358,7 +358,7 @@ func (v weightsView) text(w io.Writer) {
 	}
 	ui.Table(w, [][]string{
 		{"object", v.Object.String()}, {"name", v.Name}, {"sealed by", sealer}, {"manifest", v.Manifest.String()},
-		{"content", fmt.Sprintf("%d files, %s, %d tensors, %d parameters, %s", v.Files, ui.Bytes(v.Bytes), v.Tensors, v.Parameters, strings.Join(v.DTypes, " "))},
+		{"content", strings.TrimSuffix(fmt.Sprintf("%d files, %s, %d tensors, %d parameters, %s", v.Files, ui.Bytes(v.Bytes), v.Tensors, v.Parameters, strings.Join(v.DTypes, " ")), ", ")},
 		{"opens with", fmt.Sprintf("%d of %d people and %d of %d notaries", v.People.Threshold, v.People.Holders, v.Machines.Threshold, v.Machines.Holders)},
 		{"shares", shares}, {"withstands", withstands},
 	})

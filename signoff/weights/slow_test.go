@@ -91,7 +91,7 @@ func TestSealAcross4GiB(t *testing.T) {
 	if err := directory(t, dst, s).Open(t.Context(), out, b.keyFor, Run{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := Verify(t.Context(), out, s.Manifest, Run{}); err != nil || s.Manifest.Files[0].Size != size {
-		t.Errorf("%+v: %v", s.Manifest.Files, err)
+	if err := Verify(t.Context(), out, s.Manifest, Run{}); err != nil || s.Summary.Bytes != size {
+		t.Errorf("%+v: %v", s.Summary, err)
 	}
 }

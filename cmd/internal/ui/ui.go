@@ -180,22 +180,33 @@ func (p *Printer) Progress(what string) (update func(done, total int64), done fu
 			return
 		}
 		last = time.Now()
-		fmt.Fprintf(f, "\r\x1b[K%s %s", what, bar(n, total, time.Since(start)))
+		columns, _, err := term.GetSize(int(f.Fd()))
+		if err != nil || columns <= 0 {
+			columns = 80
+		}
+		fmt.Fprintf(f, "\r\x1b[K%s", bar(what, n, total, time.Since(start), columns))
 	}
 	return update, func() { fmt.Fprint(f, "\r\x1b[K") }
 }
 
-func bar(n, total int64, elapsed time.Duration) string {
-	const width = 24
+// bar is one line that a terminal of so many columns does not break: what, the
+// bar itself, percent, bytes, rate and time left.
+func bar(what string, n, total int64, elapsed time.Duration, columns int) string {
 	part := 0.0
 	if total > 0 {
 		part = min(1, float64(n)/float64(total))
 	}
 	rate := float64(n) / max(elapsed.Seconds(), 0.001)
-	left := time.Duration(float64(total-n) / max(rate, 1) * float64(time.Second)).Round(time.Second)
-	filled := int(part * width)
-	return fmt.Sprintf("[%s%s] %3.0f %%  %s of %s  %s/s  %s left", strings.Repeat("#", filled), strings.Repeat(".", width-filled),
-		part*100, Bytes(n), Bytes(total), Bytes(int64(rate)), left)
+	left := "?"
+	if seconds := float64(total-n) / rate; seconds < 1e8 { // not so for a rate of 0
+		left = (time.Duration(seconds) * time.Second).String()
+	}
+	line := fmt.Sprintf("%s %3.0f %%  %s of %s  %s/s  %s left", what, part*100, Bytes(n), Bytes(total), Bytes(int64(rate)), left)
+	if width := min(24, columns-len(line)-len("[] ")-1); width > 0 {
+		filled := int(part * float64(width))
+		line = what + " [" + strings.Repeat("#", filled) + strings.Repeat(".", width-filled) + "]" + line[len(what):]
+	}
+	return line[:min(len(line), max(columns-1, 0))]
 }
 
 var units = []string{"B", "kB", "MB", "GB", "TB", "PB"}

@@ -2,8 +2,31 @@ package ui
 
 import (
 	"math"
+	"strings"
 	"testing"
+	"time"
 )
+
+func TestBarFitsTheTerminal(t *testing.T) {
+	const most = 999_900_000_000
+	for columns := range 120 {
+		for _, n := range []int64{0, 1, most / 3, most} {
+			line := bar("exporting", n, most, 3599*time.Second, columns)
+			if columns > 0 && len(line) >= columns || columns == 0 && line != "" {
+				t.Fatalf("%d columns for a line of %d: %q", columns, len(line), line)
+			}
+			if columns >= 75 && (strings.Count(line, "#")+strings.Count(line, ".") < 4 || !strings.HasSuffix(line, " left")) {
+				t.Fatalf("%d columns: %q", columns, line)
+			}
+		}
+	}
+	if got, want := bar("sealing", 1<<30, 1<<31, 2*time.Second, 80), "sealing [############............]  50 %  1.1 GB of 2.1 GB  536.9 MB/s  2s left"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := bar("sealing", 0, 0, 0, 80); !strings.Contains(got, "0 B of 0 B") {
+		t.Errorf("nothing to do: %q", got)
+	}
+}
 
 func TestParseBytes(t *testing.T) {
 	for text, want := range map[string]int64{"0": 0, "17": 17, "17B": 17, "3 kB": 3000, "200GB": 200_000_000_000, "9 PB": 9_000_000_000_000_000, "9223372036854775807": math.MaxInt64} {
