@@ -31,10 +31,13 @@ func (s *stage) kill(name string) {
 }
 
 func (s *stage) nodeStory(ctx context.Context) error {
+	if err := os.Mkdir(s.path("snapshots"), 0o700); err != nil {
+		return err
+	}
 	for _, n := range nodes {
 		if err := s.writeConfig(filepath.Join("nodes", n, "agent.yaml"), map[string]string{
 			"tpm": s.tpms[n].Path, "dir": "memory", "eventLog": "eventlog", "bootApproval": s.path("boot-approval.json"),
-			"objects": "[" + s.path("model.sealed") + "]", "socket": s.socket(n), "cgroup": fmt.Sprintf("keyturn-demo-%d-%s", os.Getpid(), n)}); err != nil {
+			"objects": "[" + s.path("model.sealed") + "]", "snapshots": s.path("snapshots"), "socket": s.socket(n), "cgroup": fmt.Sprintf("keyturn-demo-%d-%s", os.Getpid(), n)}); err != nil {
 			return err
 		}
 		if err := s.enrolNode(ctx, n); err != nil {
@@ -69,9 +72,9 @@ func (s *stage) enrolNode(ctx context.Context, n string) error {
 }
 
 // launch asks for a run of the training program and has three people approve.
-func (s *stage) launch(ctx context.Context, name string, seconds int) (request, warrant string, err error) {
+func (s *stage) launch(ctx context.Context, name string, uses, seconds int) (request, warrant string, err error) {
 	request, err = s.ask(ctx, "alice", "training "+name, "launch", "--name", name, "--executable", s.train, "--object", s.object,
-		"--node", "node-a", "--node", "node-b", "--uses", "1", "--limit", "5m", "--", "train", "/run/keyturn/inputs", fmt.Sprint(seconds))
+		"--node", "node-a", "--node", "node-b", "--uses", fmt.Sprint(uses), "--limit", "5m", "--output", "1MB", "--", "train", "/run/keyturn/inputs", fmt.Sprint(seconds))
 	if err != nil {
 		return "", "", err
 	}
@@ -87,12 +90,12 @@ func (s *stage) launch(ctx context.Context, name string, seconds int) (request, 
 }
 
 // runOn has a node's agent take a use of a warrant.
-func (s *stage) runOn(ctx context.Context, node, warrant, executable string) result {
-	return s.as(ctx, "alice", "", "run", warrant, "--executable", executable, "--socket", s.socket(node))
+func (s *stage) runOn(ctx context.Context, node, warrant, executable string, more ...string) result {
+	return s.as(ctx, "alice", "", append([]string{"run", warrant, "--executable", executable, "--socket", s.socket(node)}, more...)...)
 }
 
 func (s *stage) launchStory(ctx context.Context) error {
-	_, warrant, err := s.launch(ctx, "launch", 1)
+	_, warrant, err := s.launch(ctx, "launch", 2, 1)
 	if err != nil {
 		return err
 	}
@@ -117,8 +120,29 @@ func (s *stage) launchStory(ctx context.Context) error {
 	if seen != strings.Count(string(want), "\n") {
 		s.note("the run saw every file", "allowed", r.out, false)
 	}
-	s.refused("the same warrant once more: its one use is spent", s.runOn(ctx, "node-b", warrant, s.train), "use")
+	if err := s.snapshotStory(ctx, warrant, r.err); err != nil {
+		return err
+	}
+	s.refused("the same warrant once more: its two uses are spent", s.runOn(ctx, "node-b", warrant, s.train), "use")
 	return s.otherBoot(ctx)
+}
+
+// snapshotStory has the second use of a warrant go on, on the other node, from
+// what the first one kept. told is what keyturn run said of the first.
+func (s *stage) snapshotStory(ctx context.Context, warrant, told string) error {
+	_, id, ok := strings.Cut(told, "snapshot step-1 sealed: ")
+	s.note("its snapshot is sealed and in the log", "allowed", strings.SplitN(id, "\n", 2)[0], ok)
+	if err := s.awaitWarrantLive(ctx, "node-b", warrant); err != nil {
+		return err
+	}
+	r := s.runOn(ctx, "node-b", warrant, s.train, "--resume", strings.SplitN(id, "\n", 2)[0])
+	if err := s.allowed("the same run goes on from it on node-b, and nobody is asked again", "the state after step 1", r); err != nil {
+		return err
+	}
+	if !strings.Contains(r.out, "goes on after step 1") {
+		s.note("the second use saw the snapshot", "allowed", r.out, false)
+	}
+	return nil
 }
 
 // awaitWarrantLive waits until the node's lease lists the warrant.
@@ -138,7 +162,7 @@ func (s *stage) awaitWarrantLive(ctx context.Context, node, warrant string) erro
 // otherBoot boots node-b with another kernel. It loses its lease, and a
 // warrant that names it starts nothing there.
 func (s *stage) otherBoot(ctx context.Context) error {
-	_, warrant, err := s.launch(ctx, "launch-b", 1)
+	_, warrant, err := s.launch(ctx, "launch-b", 1, 1)
 	if err != nil {
 		return err
 	}
@@ -192,7 +216,7 @@ func (s *stage) awaitRun(ctx context.Context, node, state string) (time.Duration
 // haltStory freezes a run twice: once through the log, once by a file that the
 // coordinator never sees.
 func (s *stage) haltStory(ctx context.Context) error {
-	_, warrant, err := s.launch(ctx, "launch-long", 120)
+	_, warrant, err := s.launch(ctx, "launch-long", 1, 120)
 	if err != nil {
 		return err
 	}

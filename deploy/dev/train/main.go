@@ -1,10 +1,11 @@
 // Train is the demo's training program: it reads the weights it was given,
-// says what it saw, and then works until its time is over. It must be a static
-// executable; a run gets nothing that nobody approved.
+// says what it saw, works until its time is over, and leaves a snapshot. It must
+// be a static executable; a run gets nothing that nobody approved.
 package main
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -48,9 +49,29 @@ func run(dir, seconds string) error {
 	if err != nil {
 		return err
 	}
+	if state, err := os.ReadFile(filepath.Join(dir, "resume", "state")); err == nil {
+		fmt.Printf("goes on after %s\n", state)
+	}
 	for i := range n {
 		fmt.Println("step", i+1)
 		time.Sleep(time.Second)
 	}
-	return nil
+	return snapshot(fmt.Sprint("step-", n), fmt.Sprint("step ", n))
+}
+
+// output is where a run that may keep something finds room for it.
+const output = "/run/keyturn/output"
+
+// snapshot writes a directory and gives it its name when it is finished.
+func snapshot(name, state string) error {
+	part := filepath.Join(output, ".part")
+	if err := os.Mkdir(part, 0o700); errors.Is(err, fs.ErrNotExist) {
+		return nil // nothing may be kept
+	} else if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(part, "state"), []byte(state), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(part, filepath.Join(output, name))
 }
