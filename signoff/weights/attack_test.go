@@ -370,7 +370,7 @@ func TestVerifyFindsEveryDifference(t *testing.T) {
 	}
 }
 
-func TestSparseAndZeroLengthFiles(t *testing.T) {
+func TestAttackSparseAndZeroLengthFiles(t *testing.T) {
 	src := model(t, map[string][]byte{"empty": nil})
 	f := must(os.Create(filepath.Join(src, "sparse")))
 	const size = 64<<20 + 12345
@@ -393,7 +393,7 @@ func TestSparseAndZeroLengthFiles(t *testing.T) {
 
 func second(_ int, err error) error { return err }
 
-func TestManyTinyFiles(t *testing.T) {
+func TestAttackManyTinyFiles(t *testing.T) {
 	n := 100_000
 	if testing.Short() {
 		n = 2_000

@@ -74,7 +74,7 @@ const faultVariable = "KEYTURN_TEST_FAULT" // operation, from, to
 func TestOperationInProcess(t *testing.T) {
 	args := strings.Split(os.Getenv(faultVariable), "\n")
 	if len(args) != 3 {
-		t.Skip("is run by TestKilledAtEveryStep and TestDiskFullAtEveryWrite")
+		t.Skip("is run by TestAttackKilledAtEveryStep and TestAttackDiskFullAtEveryWrite")
 	}
 	if err := operations[args[0]](t.Context(), args[1], args[2]); err != nil {
 		t.Fatal(err)
@@ -83,10 +83,10 @@ func TestOperationInProcess(t *testing.T) {
 
 // Killed at whatever step, each operation leaves the old state or the new one,
 // and the next attempt comes to the right end.
-func TestKilledAtEveryStep(t *testing.T) { faultAtEveryStep(t, "signal=SIGKILL") }
+func TestAttackKilledAtEveryStep(t *testing.T) { faultAtEveryStep(t, "signal=SIGKILL") }
 
 // So does a disk that is full at that step, whatever the step is.
-func TestDiskFullAtEveryWrite(t *testing.T) { faultAtEveryStep(t, "error=ENOSPC") }
+func TestAttackDiskFullAtEveryWrite(t *testing.T) { faultAtEveryStep(t, "error=ENOSPC") }
 
 // faultAtEveryStep runs each operation in a process of its own again and again,
 // with strace injecting the fault into the first, second, third … call of each
