@@ -245,6 +245,7 @@ const (
 	MaxRunSeconds  = 400 * 24 * 3600
 	MaxRunObjects  = 32
 	MaxOutput      = 1 << 46 // bytes
+	MaxSnapshots   = 4096    // of one use
 	MaxResumeHalts = 32
 )
 

@@ -203,13 +203,16 @@ func (d decision) object(o *signoff.Object) ([]change, error) {
 		return nil, fmt.Errorf("lockbox thresholds %d and %d, the charter says %d people and %d notaries",
 			o.Lockbox.People.Threshold, o.Lockbox.Machines.Threshold, c.Threshold, c.Quorum())
 	}
-	if !o.Claim.IsZero() {
-		if err := d.state.makes(o); err != nil {
-			return nil, err
-		}
-	}
 	r := &Object{ID: d.id, Doc: o, Signer: d.doc.Hint, Index: d.index}
-	return []change{putObject(r)}, nil
+	if o.Claim.IsZero() {
+		return []change{putObject(r)}, nil
+	}
+	if err := d.state.makes(o); err != nil {
+		return nil, err
+	}
+	claim := *d.state.Claims[o.Claim]
+	claim.Kept++
+	return []change{putObject(r), putClaim(&claim)}, nil
 }
 
 func putObject(r *Object) change {

@@ -101,6 +101,8 @@ func (s *State) makes(o *signoff.Object) error {
 		return fmt.Errorf("claim %s has ended: %s", o.Claim, c.Ended)
 	case s.Requests[s.Warrants[c.Doc.Warrant].Doc.Request].Doc.Launch.Output == 0:
 		return fmt.Errorf("the launch of claim %s has no output", o.Claim)
+	case c.Kept >= signoff.MaxSnapshots:
+		return fmt.Errorf("claim %s has %d snapshots, no more are kept of one use", o.Claim, c.Kept)
 	}
 	return nil
 }

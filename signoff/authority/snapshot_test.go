@@ -71,6 +71,9 @@ func TestAttackSnapshots(t *testing.T) {
 	l.voids(of(claim), "is not what the warrant opens") // its own run did not ask for it
 	l.takes(of(third))
 
+	if kept := l.state().Claims[claim].Kept; kept != 1 {
+		t.Fatalf("%d snapshots counted, want 1", kept)
+	}
 	l.takes(in.ends(warrant, claim))
 	void("has ended", in, claim)
 	if again := l.again(); again.StateDigest() != l.fold.StateDigest() {

@@ -159,6 +159,7 @@ type Claim struct {
 	Fresh   []byte         `json:"fresh"` // SPKI of the key made for this use
 	Started bool           `json:"started"`
 	Ended   string         `json:"ended"`
+	Kept    int            `json:"kept"` // snapshots
 }
 
 // A Halt is a halt and, once lifted, by which request.

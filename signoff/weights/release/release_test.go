@@ -51,6 +51,29 @@ func TestVerifyAndUnlock(t *testing.T) {
 	u.Wipe()
 }
 
+// A snapshot was signed by a node's key, which the recipient cannot know: that
+// people approved this object is what counts.
+func TestVerifySnapshot(t *testing.T) {
+	w := releasetest.New(t)
+	o := w.Snapshot("snapshot", model())
+	r, err := again(t, w.Bundle(o, w.Recipient.PublicKey())).Verify(w.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := r.Unlock(context.Background(), w.Recipient)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Wipe()
+	forged := *w.Seal("model", model()).Doc
+	forged.Claim = dsse.Digest{2} // so that nobody asks for the sealer's signature
+	b := w.Bundle(o, w.Recipient.PublicKey())
+	b.Object = string(w.Sign("bob", &forged).Line())
+	if _, err := b.Verify(w.ID); err == nil || !strings.Contains(err.Error(), "asks for object") {
+		t.Fatalf("got %v, want the object that nobody approved refused", err)
+	}
+}
+
 // One approver sealed garbage: a further approval makes up for it, and without
 // one the error says whose share is bad.
 func TestUnlockPassesOverBadShare(t *testing.T) {

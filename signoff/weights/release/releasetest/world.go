@@ -101,6 +101,19 @@ type Object struct {
 // Seal makes a directory of the files and seals it by alice.
 func (w *World) Seal(name string, files map[string][]byte) *Object {
 	w.T.Helper()
+	return w.sealBy(w.People["alice"].Signing, name, files, func(d *signoff.Object) { d.Sealer = w.People["alice"].Doc.ID() })
+}
+
+// Snapshot is Seal by a node, in a run.
+func (w *World) Snapshot(name string, files map[string][]byte) *Object {
+	w.T.Helper()
+	node, err := file.Open(w.generate("node-of-"+name, hsm.KindP256), nil)
+	w.must(err)
+	return w.sealBy(node, name, files, func(d *signoff.Object) { d.Sealer, d.Claim = dsse.Digest{1}, dsse.Digest{2} })
+}
+
+func (w *World) sealBy(key hsm.Key, name string, files map[string][]byte, edit func(*signoff.Object)) *Object {
+	w.T.Helper()
 	o := &Object{Plain: filepath.Join(w.Dir, name), Dir: filepath.Join(w.Dir, name+".sealed")}
 	for n, content := range files {
 		p := filepath.Join(o.Plain, n)
@@ -111,11 +124,12 @@ func (w *World) Seal(name string, files map[string][]byte) *Object {
 	w.must(err)
 	defer secrets.Wipe()
 	_, err = weights.Seal(context.Background(), o.Plain, o.Dir, weights.Options{Name: name, Finish: func(ctx context.Context, d *weights.Draft) (*weights.Final, error) {
-		o.Doc = &signoff.Object{Charter: w.ID, Sealer: w.People["alice"].Doc.ID(), Name: name, Manifest: d.Manifest.Digest(), Created: w.Now,
+		o.Doc = &signoff.Object{Charter: w.ID, Name: name, Manifest: d.Manifest.Digest(), Created: w.Now,
 			Lockbox: signoff.Lockbox{Salt: box.Salt[:], People: sharing(box.People), Machines: sharing(box.Machines)},
 			Summary: signoff.Summary{Files: d.Summary.Files, Bytes: d.Summary.Bytes, Tensors: d.Summary.Tensors, Parameters: d.Summary.Parameters, DTypes: d.Summary.DTypes}}
-		o.Signed = w.Sign("alice", o.Doc)
-		manifest, err := weights.SignManifest(ctx, w.People["alice"].Signing, d.Manifest)
+		edit(o.Doc)
+		o.Signed = w.By(key, o.Doc)
+		manifest, err := weights.SignManifest(ctx, key, d.Manifest)
 		w.must(err)
 		o.Deals, err = secrets.Deal(o.Digest(), 1)
 		w.must(err)
