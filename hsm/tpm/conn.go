@@ -12,12 +12,15 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"github.com/keyturn/keyturn/hsm"
 )
 
 const (
 	maxMessage = 4096             // TPM commands and responses (PC Client profile)
 	headerSize = 10               // tag, size, code
+	maxPause   = 2 * time.Second  // between two tries of one command; they double from a millisecond
 	maxAnswer  = 90 * time.Second // an RSA primary key on a slow TPM; no other command takes half as long
 )
 
@@ -58,6 +61,10 @@ func (c *conn) Send(command []byte) ([]byte, error) {
 		return nil, c.broken
 	}
 	response, err := c.exchange(command)
+	for pause := time.Millisecond; err == nil && retry(response) && pause < maxPause; pause *= 2 {
+		time.Sleep(pause)
+		response, err = c.exchange(command)
+	}
 	if err == nil {
 		return response, nil
 	}
@@ -67,6 +74,14 @@ func (c *conn) Send(command []byte) ([]byte, error) {
 	}
 	c.broken = fmt.Errorf("tpm: connection lost: %w: %w", kind, err)
 	return nil, errors.Join(c.broken, c.rwc.Close())
+}
+
+// retry reports whether the TPM did not start the command and wants the same
+// bytes once more (TPM_RC_RETRY; Part 2, section 6.6.3). One that counts wrong
+// PINs does so at the first use of a PIN after it started. The kernel's own
+// devices take care of it before we see it.
+func retry(response []byte) bool {
+	return len(response) >= headerSize && tpm2.TPMRC(binary.BigEndian.Uint32(response[6:])) == tpm2.TPMRCRetry
 }
 
 func (c *conn) exchange(command []byte) ([]byte, error) {

@@ -134,9 +134,13 @@ func (t *TPM) create(ctx context.Context, what string, template tpm2.TPMTPublic)
 
 // load brings a blob back under the storage root.
 func (t *TPM) load(ctx context.Context, what string, b Blob) (*Object, error) {
+	return t.loadUnder(ctx, what, b, t.storageRoot)
+}
+
+func (t *TPM) loadUnder(ctx context.Context, what string, b Blob, parent func(transport.TPM) (*Object, error)) (*Object, error) {
 	var o *Object
 	err := t.Run(ctx, what, func(tr transport.TPM) error {
-		root, err := t.storageRoot(tr)
+		root, err := parent(tr)
 		if err != nil {
 			return err
 		}

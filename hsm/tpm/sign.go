@@ -114,15 +114,8 @@ func (k *SigningKey) SignContext(ctx context.Context, digest []byte, opts crypto
 	}
 	var sig []byte
 	err := k.tpm.Run(ctx, "sign", func(tr transport.TPM) error {
-		return k.object.UseWithAuth(tr, func(h tpm2.AuthHandle) error {
-			rsp, err := tpm2.Sign{
-				KeyHandle: h, Digest: tpm2.TPM2BDigest{Buffer: digest}, InScheme: ecdsaSHA256(),
-				Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck},
-			}.Execute(tr)
-			if err != nil {
-				return err
-			}
-			sig, err = signatureDER(&rsp.Signature)
+		return k.object.UseWithAuth(tr, func(h tpm2.AuthHandle) (err error) {
+			sig, err = signDigest(tr, h, digest)
 			return err
 		})
 	})
@@ -133,6 +126,18 @@ func (k *SigningKey) SignContext(ctx context.Context, digest []byte, opts crypto
 		return nil, fmt.Errorf("tpm: %w: %s returned a signature that its public key refuses", hsm.ErrWrongIdentity, k.info.URI)
 	}
 	return sig, nil
+}
+
+// signDigest signs a SHA-256 digest and returns ASN.1 DER.
+func signDigest(tr transport.TPM, key tpm2.AuthHandle, digest []byte) ([]byte, error) {
+	rsp, err := tpm2.Sign{
+		KeyHandle: key, Digest: tpm2.TPM2BDigest{Buffer: digest}, InScheme: ecdsaSHA256(),
+		Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck},
+	}.Execute(tr)
+	if err != nil {
+		return nil, err
+	}
+	return signatureDER(&rsp.Signature)
 }
 
 func ecdsaSHA256() tpm2.TPMTSigScheme {

@@ -24,6 +24,7 @@ type TPM struct {
 	turn chan struct{} // holds one token: whose turn it is to talk to conn and to touch what follows
 	conn *conn
 	root *Object // storage root key, nil before its first use
+	file *Object // parent of the keys of key files, nil before its first use
 	pin  []byte  // name that root must have, nil before it is pinned
 }
 
@@ -108,21 +109,13 @@ func typed(err error) error {
 // identify reads who made the TPM.
 func (t *TPM) identify(tr transport.TPM) error {
 	var text []byte
-	for _, property := range []tpm2.TPMPT{tpm2.TPMPTManufacturer, tpm2.TPMPTVendorString1, tpm2.TPMPTVendorString2, tpm2.TPMPTVendorString3, tpm2.TPMPTVendorString4} {
-		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapTPMProperties, Property: uint32(property), PropertyCount: 1}.Execute(tr)
+	for _, p := range []tpm2.TPMPT{tpm2.TPMPTManufacturer, tpm2.TPMPTVendorString1, tpm2.TPMPTVendorString2, tpm2.TPMPTVendorString3, tpm2.TPMPTVendorString4} {
+		v, err := property(tr, p)
 		if err != nil {
 			return err
 		}
-		list, err := rsp.CapabilityData.Data.TPMProperties()
-		if err != nil {
-			return err
-		}
-		if len(list.TPMProperty) != 1 || list.TPMProperty[0].Property != property {
-			return fmt.Errorf("the TPM does not tell property 0x%x", uint32(property))
-		}
-		v := list.TPMProperty[0].Value
 		text = append(text, byte(v>>24), byte(v>>16), byte(v>>8), byte(v))
-		if property == tpm2.TPMPTManufacturer {
+		if p == tpm2.TPMPTManufacturer {
 			text = append(text, ' ')
 		}
 	}
@@ -199,6 +192,20 @@ func (t *TPM) StorageRoot(ctx context.Context) (name []byte, err error) {
 		return nil
 	})
 	return name, err
+}
+
+// fileRoot returns the parent of the keys of key files, as their format has it:
+// the storage root's template with an empty unique field, where the provisioning
+// guidance, which storageRoot follows, has zeros.
+func (t *TPM) fileRoot(tr transport.TPM) (root *Object, err error) {
+	if t.file == nil {
+		template := tpm2.ECCSRKTemplate
+		template.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{})
+		if t.file, err = NewPrimary(tr, tpm2.TPMRHOwner, template); err != nil {
+			return nil, fmt.Errorf("make the parent of key files: %w", err)
+		}
+	}
+	return t.file, nil
 }
 
 // storageRoot returns the storage root key, made from its seed at first use.

@@ -7,28 +7,57 @@ import (
 	"crypto"
 	"crypto/ecdh"
 	"fmt"
+	"os"
 	"sync"
 
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/hsm/file"
 	"github.com/keyturn/keyturn/hsm/sshagent"
 	"github.com/keyturn/keyturn/hsm/token"
+	"github.com/keyturn/keyturn/hsm/tpm"
 	"github.com/keyturn/keyturn/hsm/vault"
 )
 
-// A Ring opens keys and keeps their tokens, and the login to Vault, open until
-// Close. A PIN is asked for once for each token.
+// A Ring opens keys and keeps their tokens, the TPM and the login to Vault open
+// until Close. A PIN is asked for once for each token, and for each TPM key.
 type Ring struct {
 	pin hsm.PIN
 
+	// Attended: a person is there to answer for the last PIN try before a token
+	// locks. To be set before use.
+	Attended bool
+
 	mu     sync.Mutex
 	tokens map[string]*token.Token
+	tpm    *tpm.TPM     // nil before its first key
 	vault  *vault.Store // nil before its first key
 }
 
-// New returns a ring that asks pin. Interactive allows the last try of a
-// token whose PIN was mistaken before.
+// New returns a ring that asks pin.
 func New(pin hsm.PIN) *Ring { return &Ring{pin: pin, tokens: map[string]*token.Token{}} }
+
+// envTPM names the TPM of tpm: keys: a device, or unix:/SOCKET of an emulator.
+const envTPM = "KEYTURN_TPM"
+
+// TPM opens this machine's TPM.
+func (r *Ring) TPM() (*tpm.TPM, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.tpm == nil {
+		path := os.Getenv(envTPM)
+		if path == "" {
+			path = "/dev/tpmrm0"
+		}
+		t, err := tpm.Open(path)
+		if err != nil {
+			return nil, fmt.Errorf("%w (%s names another TPM)", err, envTPM)
+		}
+		r.tpm = t
+	}
+	return r.tpm, nil
+}
+
+func (r *Ring) access() tpm.Access { return tpm.Access{PIN: r.pin, Interactive: r.Attended} }
 
 // Token opens the token that a pkcs11: URI names.
 func (r *Ring) Token(ctx context.Context, uri string) (*token.Token, hsm.URI, error) {
@@ -46,7 +75,7 @@ func (r *Ring) Token(ctx context.Context, uri string) (*token.Token, hsm.URI, er
 	if t, ok := r.tokens[whole.String()]; ok {
 		return t, u, nil
 	}
-	t, err := token.Open(ctx, token.Config{Interactive: false}, whole.String(), r.pin)
+	t, err := token.Open(ctx, token.Config{Interactive: r.Attended}, whole.String(), r.pin)
 	if err != nil {
 		return nil, u, err
 	}
@@ -74,12 +103,18 @@ func (r *Ring) Key(ctx context.Context, uri string, pinned crypto.PublicKey) (hs
 			return nil, err
 		}
 		return v.Key(ctx, uri, pinned)
+	case hsm.SchemeTPM:
+		t, err := r.TPM()
+		if err != nil {
+			return nil, err
+		}
+		return t.Key(ctx, uri, pinned, r.access())
 	case hsm.SchemeSSHAgent:
 		return sshagent.Open(ctx, sshagent.Config{}, uri, pinned)
 	case hsm.SchemeFile:
 		return file.Open(uri, pinned)
 	}
-	return nil, unsupported(uri, "pkcs11:, vault:, ssh-agent: and file: keys sign")
+	return nil, unsupported(uri, "pkcs11:, tpm:, vault:, ssh-agent: and file: keys sign")
 }
 
 // Decrypter opens a key-agreement key.
@@ -95,10 +130,16 @@ func (r *Ring) Decrypter(ctx context.Context, uri string, pinned *ecdh.PublicKey
 			return nil, err
 		}
 		return t.Decrypter(ctx, u.Object, pinned)
+	case hsm.SchemeTPM:
+		t, err := r.TPM()
+		if err != nil {
+			return nil, err
+		}
+		return t.Decrypter(ctx, uri, pinned, r.access())
 	case hsm.SchemeFile:
 		return file.OpenDecrypter(uri, pinned)
 	}
-	return nil, unsupported(uri, "only pkcs11: and file: keys agree on secrets; a key in Vault or in an SSH agent signs and opens no share")
+	return nil, unsupported(uri, "only pkcs11:, tpm: and file: keys agree on secrets; a key in Vault or in an SSH agent signs and opens no share")
 }
 
 // Sealer opens a sealing key.
@@ -114,6 +155,12 @@ func (r *Ring) Sealer(ctx context.Context, uri string) (hsm.Sealer, error) {
 			return nil, err
 		}
 		return t.Sealer(ctx, u.Object)
+	case hsm.SchemeTPM:
+		t, err := r.TPM()
+		if err != nil {
+			return nil, err
+		}
+		return t.Sealer(ctx, uri, r.access())
 	case hsm.SchemeVault:
 		v, err := r.store(ctx)
 		if err != nil {
@@ -123,14 +170,14 @@ func (r *Ring) Sealer(ctx context.Context, uri string) (hsm.Sealer, error) {
 	case hsm.SchemeFile:
 		return file.OpenSealer(uri)
 	}
-	return nil, unsupported(uri, "pkcs11:, vault: and file: keys seal")
+	return nil, unsupported(uri, "pkcs11:, tpm:, vault: and file: keys seal")
 }
 
 func unsupported(uri, which string) error {
 	return fmt.Errorf("keys: %.80q cannot be used for this: %s", uri, which)
 }
 
-// Close closes all tokens, and gives up the login to Vault.
+// Close closes all tokens and the TPM, and gives up the login to Vault.
 func (r *Ring) Close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -138,6 +185,10 @@ func (r *Ring) Close() {
 		t.Close()
 	}
 	clear(r.tokens)
+	if r.tpm != nil {
+		r.tpm.Close()
+		r.tpm = nil
+	}
 	if r.vault != nil {
 		r.vault.Close()
 		r.vault = nil
