@@ -7,7 +7,7 @@ SHELL := /bin/bash
 export CGO_ENABLED := 0
 BIN := bin
 PROGRAMS := keyturn keyturnd keyturn-notary keyturn-agent age-plugin-keyturn
-PACKAGES := gcc libc6-dev xfsprogs strace softhsm2 opencryptoki libtpm2-pkcs11-1 swtpm swtpm-tools age openssl opensc minisign openssh-client tpm2-tools osslsigncode git
+PACKAGES := gcc libc6-dev xfsprogs strace softhsm2 opencryptoki libtpm2-pkcs11-1 swtpm swtpm-tools age openssl opensc minisign openssh-client tpm2-tools tpm2-openssl osslsigncode git
 
 help: ## show this list
 	@sed -nE 's/^([a-z-]+):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16

@@ -29,10 +29,12 @@ import (
 // copy of the log, each made when first needed.
 type app struct {
 	*ui.Printer
-	configFile string
-	pinFD      int
-	carry      string // file to work from instead of a coordinator
-	wait       time.Duration
+	configFile    string
+	pinFD         int
+	pinCredential string
+	pins          hsm.PIN // see pinSource
+	carry         string  // file to work from instead of a coordinator
+	wait          time.Duration
 
 	conf     *config.Person
 	charter  *signoff.Charter
@@ -75,18 +77,27 @@ func (a *app) load() error {
 	return nil
 }
 
-// pinSource is the terminal, or the descriptor that --pin-fd names.
+// pinSource is the terminal, the descriptor that --pin-fd names, or the service
+// credential that --pin-credential names.
 func (a *app) pinSource() hsm.PIN {
-	if a.pinFD > 0 {
-		return keys.DescriptorPIN(a.pinFD)
+	switch {
+	case a.pins != nil:
+	case a.pinFD > 0:
+		a.pins = keys.DescriptorPIN(a.pinFD)
+	case a.pinCredential != "":
+		a.pins = keys.CredentialPIN(a.pinCredential)
+	default:
+		a.pins = keys.PromptPIN
 	}
-	return keys.PromptPIN
+	return a.pins
 }
 
 // keyring opens keys and asks for each token's PIN once.
 func (a *app) keyring() *keys.Ring {
 	if a.ring == nil {
 		a.ring = keys.New(a.pinSource())
+		a.ring.Attended = a.pinFD == 0 && a.pinCredential == "" // somebody types it
+		a.ring.Waits = func(k hsm.Info) { a.Note("waiting for %s; touch it if it wants a touch", k.URI) }
 	}
 	return a.ring
 }

@@ -1,12 +1,11 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
+	"github.com/keyturn/keyturn/cmd/internal/keys"
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/hsm/token"
@@ -15,8 +14,8 @@ import (
 )
 
 func keyCmd(a *app) *cobra.Command {
-	cmd := &cobra.Command{Use: "key", Short: "make and look at keys on your token"}
-	cmd.AddCommand(keyInitCmd(a), keyNewCmd(a), keyListCmd(a), keyShowCmd(a))
+	cmd := &cobra.Command{Use: "key", Short: "make, look at, follow and destroy keys on your token or in your TPM"}
+	cmd.AddCommand(keyInitCmd(a), keyNewCmd(a), keyListCmd(a), keyShowCmd(a), keyAttestCmd(a), keyRotateCmd(a), keyRetireCmd(a), keyPINCmd(a))
 	return cmd
 }
 
@@ -25,13 +24,12 @@ func keyInitCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "init", Short: "initialise an empty token: two PINs, the security officer's and yours", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
-			ask := a.pinSource()
-			so, err := ask(ctx, "security officer's PIN for "+label)
+			so, err := a.newPIN()(ctx, "security officer's PIN for "+label)
 			if err != nil {
 				return err
 			}
 			defer so.Wipe()
-			user, err := ask(ctx, "user PIN for "+label)
+			user, err := a.newPIN()(ctx, "user PIN for "+label)
 			if err != nil {
 				return err
 			}
@@ -45,36 +43,52 @@ func keyInitCmd(a *app) *cobra.Command {
 
 func keyNewCmd(a *app) *cobra.Command {
 	var kind string
-	cmd := &cobra.Command{Use: "new URI", Short: "make a key on a token; it never leaves it", Args: cobra.ExactArgs(1),
+	var pcrs []int
+	var noPIN bool
+	cmd := &cobra.Command{Use: "new URI", Short: "make a key on a token or in the TPM; it never leaves it", Args: cobra.ExactArgs(1),
 		Long: `New makes one key. --kind is p256 (signs decisions), ecdh (receives shares),
 ed25519 (signs checkpoints) or seal (keeps a notary's share). It prints the
-public key as it goes into a charter.`,
+public key as it goes into a charter.
+
+A tpm:PATH key is kept in the file PATH, which is of use to this TPM only. It
+gets a PIN of its own, and with --pcrs works only while these PCRs (bank
+sha256) are what they are now. TPMs have no ed25519.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			t, u, err := a.keyring().Token(cmd.Context(), args[0])
+			pin := a.newPIN()
+			if noPIN {
+				pin = nil
+			}
+			c, err := a.keyring().Generate(cmd.Context(), args[0], hsm.Kind(kind), pcrs, pin)
 			if err != nil {
 				return err
 			}
-			pub, err := t.Generate(cmd.Context(), u.Object, hsm.Kind(kind))
-			if err != nil {
-				return err
-			}
-			if pub == nil {
-				a.Note("made sealing key %s", u.Object)
-				return nil
-			}
-			return a.printKey(cmd.Context(), t, pub)
+			return a.printNew(c)
 		}}
 	cmd.Flags().StringVar(&kind, "kind", "", "p256, ecdh, ed25519 or seal")
+	cmd.Flags().IntSliceVar(&pcrs, "pcrs", nil, "tpm: only: PCRs to bind the key to, ascending, such as 4,7")
+	cmd.Flags().BoolVar(&noPIN, "no-pin", false, "tpm: only: whoever may use the TPM may use the key")
 	return require(cmd, "kind")
 }
 
-// printKey prints a public key with the class that the token's maker allows.
-func (a *app) printKey(ctx context.Context, t *token.Token, pub any) error {
-	class, err := classOf(ctx, t, pub)
-	if err != nil {
-		return err
+// newPIN asks for a new PIN: twice on a terminal, one line of --pin-fd.
+func (a *app) newPIN() hsm.PIN {
+	if a.pinFD > 0 {
+		return a.pinSource()
 	}
-	key, err := signoff.NewPublicKey(pub, class)
+	return keys.Twice(a.pinSource())
+}
+
+func (a *app) printNew(c *keys.Custody) error {
+	if c.Public == nil {
+		a.Note("made sealing key %s", c.URI)
+		return nil
+	}
+	return a.printKey(c)
+}
+
+// printKey prints a public key with the class that its holder allows.
+func (a *app) printKey(c *keys.Custody) error {
+	key, err := signoff.NewPublicKey(c.Public, c.Class)
 	if err != nil {
 		return err
 	}
@@ -132,31 +146,148 @@ func viewKey(k token.KeyInfo) keyView {
 func keyShowCmd(a *app) *cobra.Command {
 	return &cobra.Command{Use: "show URI", Short: "print the public key of a key, as it goes into a charter", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			t, u, err := a.keyring().Token(cmd.Context(), args[0])
+			c, err := a.keyring().Describe(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
-			list, err := t.List(cmd.Context())
-			if err != nil {
-				return err
+			if c.Public == nil {
+				return fmt.Errorf("%s is a sealing key: it has no public half", args[0])
 			}
-			for _, k := range list {
-				if k.Label == u.Object && k.Public != nil {
-					return a.printKey(cmd.Context(), t, k.Public)
-				}
-			}
-			return fmt.Errorf("no key %q with a public half on the token", u.Object)
+			return a.printKey(c)
 		}}
 }
 
-// classOf asks the backend, which knows the module, by opening the key.
-func classOf(ctx context.Context, t *token.Token, pub any) (hsm.Class, error) {
-	info, err := t.Info(ctx)
-	if err != nil {
-		return "", err
+// custodyView is the answer of key attest.
+type custodyView struct {
+	URI         string `json:"uri"`
+	Kind        string `json:"kind"`
+	Fingerprint string `json:"fingerprint,omitempty"` // none of a sealing key
+	Class       string `json:"class"`
+	Holder      string `json:"holder"`
+	Made        bool   `json:"made"`
+	Stays       bool   `json:"stays"`
+	Stayed      bool   `json:"stayed"`
+	PIN         bool   `json:"pin"`
+	PCRs        []int  `json:"pcrs,omitempty"`
+	TriesLeft   string `json:"triesLeft"`
+}
+
+func keyAttestCmd(a *app) *cobra.Command {
+	return &cobra.Command{Use: "attest URI", Short: "say what a key's holder says of it: made there, never left, cannot leave", Args: cobra.ExactArgs(1),
+		Long: `Attest asks the token (CKA_LOCAL, CKA_SENSITIVE, CKA_EXTRACTABLE and their
+histories) or the TPM (the attributes it bound to the key) what it says of a
+key. That is its word to you, here and now. No certificate of a maker is
+checked, so it makes no key "attested": in a production charter a key is
+"witnessed", by people who watched it made and saw this answer.
+
+It exits 1 if the holder does not say that it made the key and keeps it.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.keyring().Describe(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			v := custodyView{c.URI, string(c.Kind), "", string(c.Class), c.Holder(), c.Made, c.Stays, c.Stayed, c.PIN, c.PCRs, c.TriesLeft}
+			if fp, err := hsm.Fingerprint(c.Public); err == nil {
+				v.Fingerprint = dsse.Digest(fp).String()
+			}
+			if err := a.Answer(v, func(w writer) { v.write(w) }); err != nil {
+				return err
+			}
+			if !c.Made || !c.Stays || !c.Stayed {
+				return fmt.Errorf("%s does not say that it made this key and always kept it", v.Holder)
+			}
+			return nil
+		}}
+}
+
+func (v custodyView) write(w writer) {
+	yes := map[bool]string{true: "yes", false: "NO"}
+	rows := [][]string{{"key", v.URI}, {"kind", v.Kind}, {"fingerprint", v.Fingerprint}, {"class", v.Class}, {"says so", v.Holder + ", and no certificate"},
+		{"made there", yes[v.Made]}, {"cannot leave", yes[v.Stays]}, {"never could", yes[v.Stayed]}, {"PIN", yes[v.PIN]}, {"tries left", v.TriesLeft}}
+	if len(v.PCRs) > 0 {
+		rows = append(rows, []string{"bound to PCRs", fmt.Sprint(v.PCRs)})
 	}
-	if info.Label == "" {
-		return "", errors.New("the token has no label")
+	ui.Table(w, rows)
+}
+
+func keyRotateCmd(a *app) *cobra.Command {
+	return &cobra.Command{Use: "rotate URI NEW-URI", Short: "make the key that is to follow one, beside it", Args: cobra.ExactArgs(2),
+		Long: `Rotate makes a key of the same kind, and for a tpm: key bound to the same
+PCRs, under another label or in another file, and prints its public key. The
+old key goes on working and goes on counting: which keys count is decided by
+people, in the log. Retire it once they took the new one.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			old, err := a.keyring().Describe(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			pin := a.newPIN()
+			if !old.PIN {
+				pin = nil
+			}
+			c, err := a.keyring().Generate(ctx, args[1], old.Kind, old.PCRs, pin)
+			if err != nil {
+				return err
+			}
+			return a.printNew(c)
+		}}
+}
+
+func keyRetireCmd(a *app) *cobra.Command {
+	return &cobra.Command{Use: "retire URI", Short: "destroy a key for good", Args: cobra.ExactArgs(1),
+		Long: `Retire destroys a key: what was sealed to it cannot be opened with it again,
+and its person cannot sign with it. The key that your configuration names is
+refused. Of a tpm: key it removes the file; a copy of the file still works in
+this TPM for whoever has the PIN.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.keyring().Describe(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if err := a.notMine(c); err != nil {
+				return err
+			}
+			a.Note("%s key %s of %s", c.Kind, c.URI, c.Holder())
+			if err := a.Confirm("Destroy it for good?", "destroy"); err != nil {
+				return err
+			}
+			return a.keyring().Destroy(cmd.Context(), args[0])
+		}}
+}
+
+// notMine refuses a key that the configuration uses, by its public half.
+func (a *app) notMine(c *keys.Custody) error {
+	if err := a.load(); err != nil {
+		return nil // no configuration names it
 	}
-	return token.ClassOf(info), nil
+	for i := range a.charter.People {
+		p := &a.charter.People[i]
+		if p.Name != a.conf.Name {
+			continue
+		}
+		for _, t := range p.Tokens() {
+			for _, k := range []signoff.PublicKey{t.Signing, t.Exchange} {
+				if fp, err := hsm.Fingerprint(c.Public); err == nil && k.Fingerprint() == dsse.Digest(fp) {
+					return ui.WithHint(fmt.Errorf("%s is a key of %s in the charter: its vote and shares would be gone", c.URI, p.Name),
+						"have another key take its place first")
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func keyPINCmd(a *app) *cobra.Command {
+	return &cobra.Command{Use: "pin URI", Short: "change the PIN of a token, or of a tpm: key", Args: cobra.ExactArgs(1),
+		Long: `Pin asks for the PIN and twice for the new one; with --pin-fd it reads two
+lines. A wrong PIN costs a try. Of a tpm: key the file is replaced: older
+copies of it open with the old PIN.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := a.keyring().ChangePIN(cmd.Context(), args[0], a.newPIN()); err != nil {
+				return err
+			}
+			a.Note("the PIN was changed")
+			return nil
+		}}
 }

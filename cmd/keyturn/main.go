@@ -57,6 +57,7 @@ log but not yet final.`,
 	f.StringVar(&a.configFile, "config", "", "configuration file (default $"+envConfig+" or keyturn/keyturn.yaml in the user's configuration directory)")
 	f.BoolVar(&a.JSON, "json", false, "answer as JSON")
 	f.IntVar(&a.pinFD, "pin-fd", 0, "read PINs from this file descriptor, one line for each token")
+	f.StringVar(&a.pinCredential, "pin-credential", "", "read the PIN from this service credential")
 	f.DurationVar(&a.wait, "wait", 20*time.Second, "how long to wait for the notaries")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
 	root.AddCommand(

@@ -84,6 +84,20 @@ func (t *Token) Generate(ctx context.Context, label string, kind hsm.Kind) (any,
 	return public, t.explain(what, err)
 }
 
+// Destroy destroys the one key with this label, for good.
+func (t *Token) Destroy(ctx context.Context, label string) error {
+	what := fmt.Sprintf("destroy key %q", label)
+	all, err := t.list(ctx)
+	if err != nil {
+		return t.explain(what, err)
+	}
+	k, _, err := choose(all, label, nil, []hsm.Kind{hsm.KindP256, hsm.KindEd25519, hsm.KindECDH, hsm.KindSeal})
+	if err == nil {
+		_, err = t.once(ctx, wire.OpDestroy, []byte(k.Kind), []byte(label), k.Point)
+	}
+	return t.explain(what, err)
+}
+
 // Key returns the signing key with this label, or with the object of the URI if
 // label is empty. Pinned is its public key as recorded at enrolment, a P-256
 // *ecdsa.PublicKey or an ed25519.PublicKey. Only to list or to enrol may it be

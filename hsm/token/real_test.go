@@ -308,3 +308,31 @@ func TestLastTryRight(t *testing.T) {
 		t.Errorf("after the right PIN the token says %+v", info)
 	}
 }
+
+// A PIN is changed by its old one, without a login before.
+func TestChangePINOfRealTokens(t *testing.T) {
+	change := func(t *testing.T, s *store, old, new string) {
+		t.Helper()
+		tok, err := token.Open(t.Context(), s.cfg, "pkcs11:token=alice", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := tok.ChangePIN(t.Context(), []byte("00000000"), []byte(new)); !errors.Is(err, hsm.ErrWrongPIN) {
+			t.Errorf("by a wrong PIN: %v, want ErrWrongPIN", err)
+		}
+		if err := errors.Join(tok.ChangePIN(t.Context(), []byte(old), []byte(new)), tok.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.try(pin(new)); err != nil {
+			t.Errorf("the new PIN: %v", err)
+		}
+		if err := s.try(pin(old)); !errors.Is(err, hsm.ErrWrongPIN) {
+			t.Errorf("the old PIN: %v, want ErrWrongPIN", err)
+		}
+	}
+	t.Run("tpm2-pkcs11", func(t *testing.T) {
+		s, _ := newTPMToken(t, "alice")
+		change(t, s, userPIN, "another-pin")
+	})
+	t.Run("opencryptoki", func(t *testing.T) { change(t, newOpenCryptoki(t), cryptokiPIN, "73192001") })
+}

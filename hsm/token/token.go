@@ -209,7 +209,7 @@ func (t *Token) login(ctx context.Context, h *helper, info TokenInfo) error {
 	if info.PINFinalTry && !t.cfg.Interactive {
 		return fmt.Errorf("%w: one more wrong pin locks it, so no pin is sent unattended", hsm.ErrLocked)
 	}
-	pin, err := t.pin(ctx, prompt(info))
+	pin, err := t.pin(ctx, Prompt(info))
 	defer pin.Wipe()
 	if err != nil {
 		return fmt.Errorf("ask for the pin: %w", err)
@@ -224,8 +224,8 @@ func (t *Token) login(ctx context.Context, h *helper, info TokenInfo) error {
 	return err
 }
 
-// prompt names the token and warns of what the next PIN may cost.
-func prompt(info TokenInfo) string {
+// Prompt asks for the PIN of a token, and warns of what a wrong one may cost.
+func Prompt(info TokenInfo) string {
 	s := fmt.Sprintf("PIN of token %s (serial %s)", info.Label, info.Serial)
 	switch {
 	case info.PINFinalTry:

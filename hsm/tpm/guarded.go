@@ -533,3 +533,23 @@ func (s *guardedSealer) Unseal(ctx context.Context, sealed, ad []byte) (plaintex
 	})
 	return plaintext, err
 }
+
+// A Description is what a key file says of its key, after the TPM took it for a
+// key of its own.
+type Description struct {
+	Kind   hsm.Kind
+	Public any   // as from Generate
+	PIN    bool  // it has one
+	PCRs   []int // it is bound to
+}
+
+// Describe loads the key at uri and says what it is. It refuses a key that was
+// not made in this TPM or may leave it.
+func (t *TPM) Describe(ctx context.Context, uri string) (Description, error) {
+	g, err := t.open(ctx, uri, Access{}, hsm.KindP256, hsm.KindECDH, hsm.KindSeal)
+	if err != nil {
+		return Description{}, err
+	}
+	public, err := g.file.publicKey(g.kind)
+	return Description{g.kind, public, !g.file.emptyAuth, g.file.pcrs}, err
+}

@@ -24,8 +24,10 @@ type Ring struct {
 	pin hsm.PIN
 
 	// Attended: a person is there to answer for the last PIN try before a token
-	// locks. To be set before use.
+	// locks. Waits, if not nil, is told of each operation of a token or an agent
+	// that takes more than a second. Both are to be set before use.
 	Attended bool
+	Waits    func(hsm.Info)
 
 	mu     sync.Mutex
 	tokens map[string]*token.Token
@@ -96,7 +98,11 @@ func (r *Ring) Key(ctx context.Context, uri string, pinned crypto.PublicKey) (hs
 		if err != nil {
 			return nil, err
 		}
-		return t.Key(ctx, u.Object, pinned)
+		k, err := t.Key(ctx, u.Object, pinned)
+		if err != nil {
+			return nil, err
+		}
+		return r.waiting(k), nil
 	case hsm.SchemeVault:
 		v, err := r.store(ctx)
 		if err != nil {
@@ -110,7 +116,11 @@ func (r *Ring) Key(ctx context.Context, uri string, pinned crypto.PublicKey) (hs
 		}
 		return t.Key(ctx, uri, pinned, r.access())
 	case hsm.SchemeSSHAgent:
-		return sshagent.Open(ctx, sshagent.Config{}, uri, pinned)
+		k, err := sshagent.Open(ctx, sshagent.Config{}, uri, pinned)
+		if err != nil {
+			return nil, err
+		}
+		return r.waiting(k), nil
 	case hsm.SchemeFile:
 		return file.Open(uri, pinned)
 	}
@@ -129,7 +139,11 @@ func (r *Ring) Decrypter(ctx context.Context, uri string, pinned *ecdh.PublicKey
 		if err != nil {
 			return nil, err
 		}
-		return t.Decrypter(ctx, u.Object, pinned)
+		d, err := t.Decrypter(ctx, u.Object, pinned)
+		if err != nil {
+			return nil, err
+		}
+		return r.waitingDecrypter(d), nil
 	case hsm.SchemeTPM:
 		t, err := r.TPM()
 		if err != nil {

@@ -194,8 +194,24 @@ func (d *device) changePIN(fields [][]byte) ([]byte, error) {
 		if err := d.p.SetPIN(s, borrow(fields[0]), borrow(fields[1])); err != nil {
 			return d.triesLeft(fmt.Errorf("set pin: %w", err))
 		}
-		return nil
+		return d.provePIN(fields[1])
 	})
+}
+
+// provePIN tries the new PIN where nobody is logged in. Tpm2-pkcs11 1.9 says
+// there that it changed the PIN when the old one was wrong, and did not.
+func (d *device) provePIN(pin []byte) error {
+	err := d.p.Login(d.base, pkcs11.CKU_USER, borrow(pin))
+	if errors.Is(err, pkcs11.Error(pkcs11.CKR_USER_ALREADY_LOGGED_IN)) {
+		return nil
+	}
+	if err != nil {
+		return d.triesLeft(fmt.Errorf("the token said that the pin was changed, and does not take the new one: %w", err))
+	}
+	if err := d.p.Logout(d.base); err != nil {
+		return fmt.Errorf("log out: %w", err)
+	}
+	return nil
 }
 
 // mayTry refuses a PIN that the token would not take, or whose failure would

@@ -434,3 +434,42 @@ func (d *device) generatePair(s pkcs11.SessionHandle, kind hsm.Kind, label strin
 	}
 	return k.Point, nil
 }
+
+// destroy destroys the one key that is named, and its public half.
+func (d *device) destroy(fields [][]byte) ([]byte, error) {
+	n := name{hsm.Kind(fields[0]), string(fields[1]), string(fields[2])}
+	return nil, d.writing(func(s pkcs11.SessionHandle) error {
+		found, err := d.find(s, attributesOf(n.kind, n.label)...)
+		if err != nil {
+			return err
+		}
+		if len(found) != 1 {
+			return coded{wire.CodeAbsent, fmt.Errorf("the token has %d keys of this kind and label, not one", len(found))}
+		}
+		k, err := d.read(s, found[0])
+		if err != nil {
+			return err
+		}
+		if k.Kind != n.kind || string(k.Point) != n.identity {
+			return errIdentity
+		}
+		doomed := found
+		if id, err := hex.DecodeString(k.ID); err == nil && len(id) > 0 && len(k.Point) > 0 {
+			public, err := d.find(s, pkcs11.NewAttribute(pkcs11.CKA_CLASS, uint(pkcs11.CKO_PUBLIC_KEY)),
+				pkcs11.NewAttribute(pkcs11.CKA_ID, id), pkcs11.NewAttribute(pkcs11.CKA_LABEL, n.label))
+			if err != nil {
+				return err
+			}
+			doomed = append(doomed, public...)
+		}
+		d.mu.Lock()
+		clear(d.handles)
+		d.mu.Unlock()
+		for _, h := range doomed { // the private half first
+			if err := d.p.DestroyObject(s, h); err != nil {
+				return fmt.Errorf("destroy: %w", err)
+			}
+		}
+		return nil
+	})
+}

@@ -56,6 +56,7 @@ var operations = map[wire.Op]operation{
 	wire.OpWitness:   {1, false, onDevice((*device).witness)},
 	wire.OpSeal:      {4, false, onDevice((*device).seal)},
 	wire.OpUnseal:    {4, false, onDevice((*device).unseal)},
+	wire.OpDestroy:   {3, true, onDevice((*device).destroy)},
 }
 
 func onDevice(run func(*device, [][]byte) ([]byte, error)) func(*server, [][]byte) ([]byte, error) {

@@ -22,7 +22,7 @@ import (
 
 // Version is the first field of OpOpen, OpTokens and OpInit: client and helper
 // of different builds refuse each other.
-const Version = "keyturn-token/1"
+const Version = "keyturn-token/2"
 
 // The bounds of both sides.
 const (
@@ -58,6 +58,7 @@ const (
 	OpWitness                 // label -> witness of the sealing key
 	OpSeal                    // label, witness, plaintext, associated data -> IV and ciphertext
 	OpUnseal                  // label, witness, IV and ciphertext, associated data -> plaintext
+	OpDestroy                 // kind, label, public point or nothing -> nothing
 )
 
 // Code says how an operation went.
