@@ -224,12 +224,21 @@ var (
 // option is the image itself: without the kernel inside being measured as an
 // image of its own, and with it.
 func (u *Image) PCR4() [][32]byte {
-	pcr := extend(extend(extend([32]byte{}, bootAction), separator), u.Authenticode)
-	values := [][32]byte{pcr}
+	values := [][32]byte{PCR4(u.Authenticode)}
 	if u.Kernel != nil {
-		values = append(values, extend(pcr, *u.Kernel))
+		values = append(values, PCR4(u.Authenticode, *u.Kernel))
 	}
 	return values
+}
+
+// PCR4 is the sha256 value of PCR 4 after the firmware's first boot option started
+// the first of these images (Authenticode digests) and each the next.
+func PCR4(images ...[32]byte) [32]byte {
+	pcr := extend(extend([32]byte{}, bootAction), separator)
+	for _, digest := range images {
+		pcr = extend(pcr, digest)
+	}
+	return pcr
 }
 
 func extend(pcr, digest [32]byte) [32]byte {

@@ -11,7 +11,7 @@ import (
 
 func referenceCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "reference", Short: "make reference values that nodes are judged by, and look at them"}
-	cmd.AddCommand(fromEventlogCmd(a), fromUKICmd(a), approveBootCmd(a), setShowCmd(a), setListCmd(a))
+	cmd.AddCommand(fromEventlogCmd(a), fromUKICmd(a), fromPackageCmd(a), approveBootCmd(a), setShowCmd(a), setListCmd(a))
 	return cmd
 }
 
@@ -24,10 +24,15 @@ type setFlags struct {
 }
 
 func (s *setFlags) register(cmd *cobra.Command, pcrs []int, out string) {
+	s.registerSet(cmd, out)
+	cmd.Flags().IntSliceVar(&s.pcrs, "pcrs", pcrs, "PCRs to accept values of")
+}
+
+// registerSet is for commands that know the PCRs by themselves.
+func (s *setFlags) registerSet(cmd *cobra.Command, out string) {
 	f := cmd.Flags()
 	f.StringVar(&s.name, "name", "", "what the set is for, such as a rack")
 	f.Uint64Var(&s.version, "version", 1, "version; of one name the two highest count")
-	f.IntSliceVar(&s.pcrs, "pcrs", pcrs, "PCRs to accept values of")
 	f.DurationVar(&s.valid, "valid", 365*24*time.Hour, "how long the set counts")
 	f.StringVar(&s.out, "out", "", out)
 }

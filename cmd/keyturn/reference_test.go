@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/keyturn/keyturn/attest"
+	"github.com/keyturn/keyturn/attest/eventlog"
+	"github.com/keyturn/keyturn/attest/tree"
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 )
 
@@ -121,4 +123,66 @@ func TestReferenceFromEventLogExpects(t *testing.T) {
 		t.Fatal(err)
 	}
 	oneLineRefusal(t, "is not explained", append(args, other)...)
+}
+
+// PCR 4 predicted for shim, GRUB and kernel is that of a machine that booted them,
+// and --boot finds images by their paths.
+func TestReferenceFromPackageBoot(t *testing.T) {
+	log, err := os.ReadFile(filepath.Join("..", "..", "attest", "testdata", "local-boot", "secureboot-shim-grub.bios"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := eventlog.Parse(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	apps, err := l.BootApplications("sha256")
+	if err != nil || len(apps) != 4 || string(apps[2].Digest) != string(apps[3].Digest) {
+		t.Fatalf("%d applications: %v", len(apps), err)
+	}
+	dir := t.TempDir()
+	var all tree.Tree
+	p := &packageFlags{}
+	for i, name := range []string{"/usr/lib/shim/shimx64.efi", "/usr/lib/grub/grubx64.efi", "/boot/vmlinuz"} {
+		all.Images = append(all.Images, tree.File{Path: name, Digest: [32]byte(apps[i].Digest)})
+		p.boot = append(p.boot, name)
+	}
+	pcr4, err := p.pcr4(&all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pcrs, err := l.Replay("sha256")
+	if err != nil || !slices.Contains(pcr4, attest.Digest(pcrs[4])) {
+		t.Errorf("predicted %v, measured %x: %v", pcr4, pcrs[4], err)
+	}
+	// The digest is that of the file, and two files of one path are ambiguous.
+	image := ukiFile(t, [2]string{".linux", "kernel"}, [2]string{".sdmagic", stubMagic})
+	b, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sub := range []string{"a", "b"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub, "boot"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, sub, "boot", "linux.efi"), b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		b[len(b)-1] ^= 1
+	}
+	_, out, _ := runHere("reference", "from-uki", image, "--json")
+	var v ukiView
+	if err := json.Unmarshal([]byte(out), &v); err != nil {
+		t.Fatal(err)
+	}
+	set := filepath.Join(dir, "set.json")
+	code, out, errs := runHere("reference", "from-package", filepath.Join(dir, "a"), "--boot", "/boot/linux.efi", "--name", "rack-a", "--out", set, "--json")
+	if code != 0 || !strings.Contains(out, v.Authenticode) || !strings.Contains(out, v.PCR4[0]) {
+		t.Fatalf("exit %d: %s%s", code, out, errs)
+	}
+	r, _, err := readSet(set)
+	if err != nil || len(r.PCRs[4]) != 2 || r.PCRs[4][0].String() != "sha256:"+v.PCR4[0] || r.IMA != nil {
+		t.Errorf("%+v: %v", r, err)
+	}
+	oneLineRefusal(t, "have 2 images of that path", "reference", "from-package", filepath.Join(dir, "a"), filepath.Join(dir, "b"), "--boot", "/boot/linux.efi")
 }
