@@ -57,7 +57,7 @@ fuzz: ## each fuzz target for FUZZTIME (default 1m)
 	    echo "$$t $$f"; CGO_ENABLED=1 go test -run '^$$' -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-1m} -fuzzminimizetime 20x ./$$t || exit 1; done; done
 
 bench: ## benchmarks, each a ratio against a named peer in one run
-	@CGO_ENABLED=1 go test -run '^$$' -bench . -benchtime 1s ./... | grep -E '^(Benchmark|pkg|ok|FAIL)' 
+	@set -o pipefail; CGO_ENABLED=1 go test -p 1 -timeout 60m -run '^$$' -bench . -benchtime 1s ./... | grep -E '^(Benchmark|pkg|ok|FAIL|panic|---)' 
 
 clean: ## remove what was built
 	@rm -rf bin build
