@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,7 +11,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/keyturn/keyturn/attest"
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/signoff/agent"
 	"github.com/keyturn/keyturn/signoff/authority"
@@ -278,166 +276,6 @@ func agentText(w io.Writer, s *agent.Status) {
 	for _, r := range s.Runs {
 		fmt.Fprintf(w, "run       %s, use %d of warrant %s: %s\n", r.Claim, r.Use, r.Warrant.Short(), r.State)
 	}
-}
-
-// A nodeExplanation is what a person needs to act on a verdict.
-type nodeExplanation struct {
-	nodeReport
-	Evidence dsse.Digest `json:"evidence"` // blob that the verdict is of; zero for none
-	Seen     uint64      `json:"seen"`     // size of the log that the evidence answers
-	Log      dsse.Digest `json:"log"`      // blob of the firmware's event log
-	Files    uint64      `json:"files"`    // entries of the kernel's list that were allowed in this boot
-	PCRs     []pcrView   `json:"pcrs"`
-	Against  []string    `json:"against"` // reference sets that count now
-	Since    dsse.Digest `json:"since"`   // evidence compared with, the last that passed before; zero for none
-}
-
-// A pcrView is one register: what was measured, what is expected, what it was.
-type pcrView struct {
-	PCR      int      `json:"pcr"`
-	Measured string   `json:"measured"`
-	Expected []string `json:"expected"` // empty: no set judges it
-	Before   string   `json:"before,omitempty"`
-	Word     string   `json:"word"` // as expected, not expected, not judged, changed
-}
-
-func nodeExplainCmd(a *app) *cobra.Command {
-	return &cobra.Command{Use: "explain NODE", Short: "say what a node measured, what was expected and what changed", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := a.sync(cmd.Context(), 1); err != nil {
-				return err
-			}
-			x, err := a.explain(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return a.Answer(x, func(w io.Writer) { explainText(w, x) })
-		}}
-}
-
-func (a *app) explain(ctx context.Context, name string) (*nodeExplanation, error) {
-	x := &nodeExplanation{PCRs: []pcrView{}, Against: []string{}}
-	var sets []*attest.ReferenceSet
-	var lease authority.Lease
-	if err := a.view(func(_ *authority.Authority, s *authority.State) error {
-		n, ok := s.NodeNamed(name)
-		if id, err := dsse.ParseDigest(name); err == nil {
-			n, ok = s.Nodes[id]
-		}
-		if !ok {
-			return fmt.Errorf("no node named %q is enrolled", name)
-		}
-		x.nodeReport = reportNode(s, n)
-		lease, _, _ = s.Epoch.Lease(n.ID)
-		sets = attest.Current(s.ReferenceSets(), s.Time)
-		return nil
-	}); err != nil {
-		return nil, err
-	}
-	for _, r := range sets {
-		x.Against = append(x.Against, fmt.Sprintf("%s version %d", r.Name, r.Version))
-	}
-	x.Evidence, x.Since = lease.Evidence, lease.Before
-	if lease.Verdict == authority.VerdictPass && lease.Past.IMA != nil {
-		x.Files = lease.Past.IMA.Entries
-	}
-	now, err := a.presented(ctx, x.Evidence)
-	if err != nil || now == nil {
-		return x, err
-	}
-	before, err := a.presented(ctx, x.Since)
-	if err != nil {
-		return nil, err
-	}
-	x.Seen, x.Log = now.Seen.Size, dsse.Digest(now.Evidence.EventLog)
-	var old map[int]attest.Digest
-	if before != nil {
-		old = before.Evidence.PCRs
-	}
-	x.PCRs = comparePCRs(now.Evidence.PCRs, old, sets)
-	return x, nil
-}
-
-// presented fetches evidence that the log named; nil for none.
-func (a *app) presented(ctx context.Context, d dsse.Digest) (*authority.Presented, error) {
-	if d.IsZero() {
-		return nil, nil
-	}
-	b, err := a.follower.Source().Blob(ctx, d)
-	if err != nil {
-		return nil, err
-	}
-	return authority.ParsePresented(b)
-}
-
-func comparePCRs(now, before map[int]attest.Digest, sets []*attest.ReferenceSet) []pcrView {
-	var out []pcrView
-	for _, pcr := range slices.Sorted(maps.Keys(now)) {
-		v := pcrView{PCR: pcr, Measured: now[pcr].String(), Expected: []string{}, Word: "not judged"}
-		for _, set := range sets {
-			for _, d := range set.PCRs[pcr] {
-				v.Expected = append(v.Expected, d.String())
-			}
-		}
-		if len(v.Expected) > 0 {
-			v.Word = "not expected"
-			if slices.Contains(v.Expected, v.Measured) {
-				v.Word = "as expected"
-			}
-		}
-		if old, ok := before[pcr]; ok && old != now[pcr] {
-			v.Before = old.String()
-			v.Word += ", changed"
-		}
-		out = append(out, v)
-	}
-	return out
-}
-
-func explainText(w io.Writer, x *nodeExplanation) {
-	fmt.Fprintf(w, "node      %s %s\n", x.Name, x.Node)
-	verdict := x.Verdict
-	if verdict == "" {
-		verdict = "no epoch has looked at it yet"
-	}
-	if x.Emulated {
-		verdict += " (emulated TPM: it proves nothing)"
-	}
-	fmt.Fprintf(w, "epoch     %d: %s\nwhy       %s\n", x.Epoch, verdict, x.Reason)
-	if x.Remedy != "" {
-		fmt.Fprintf(w, "do        %s\n", x.Remedy)
-	}
-	for _, r := range x.Against {
-		fmt.Fprintf(w, "against   %s\n", r)
-	}
-	if len(x.PCRs) == 0 {
-		fmt.Fprintln(w, "evidence  none for this epoch")
-		return
-	}
-	fmt.Fprintf(w, "evidence  %s answers the log at %d entries; event log %s\n", x.Evidence.Short(), x.Seen, x.Log.Short())
-	if x.Files > 0 {
-		fmt.Fprintf(w, "files     %d measured by the kernel in this boot, all allowed\n", x.Files)
-	}
-	fmt.Fprintln(w)
-	rows := [][]string{{"PCR", "MEASURED", "WORD", "EXPECTED OR BEFORE"}}
-	for _, p := range x.PCRs {
-		rows = append(rows, []string{fmt.Sprint(p.PCR), short(p.Measured), p.Word, pcrContext(p)})
-	}
-	ui.Table(w, rows)
-}
-
-// pcrContext names the other values that matter to a register.
-func pcrContext(p pcrView) string {
-	var out string
-	if !slices.Contains(p.Expected, p.Measured) {
-		for _, e := range p.Expected {
-			out += short(e) + " "
-		}
-	}
-	if p.Before != "" {
-		out += "before: " + short(p.Before)
-	}
-	return out
 }
 
 // short is enough of a digest to tell two apart on a screen.
