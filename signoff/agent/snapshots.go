@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -42,6 +43,9 @@ const (
 	lookEvery      = 250 * time.Millisecond
 	registerLimit  = 10 * time.Minute // for a sealed snapshot to become final
 	maxResume      = 8 << 20          // bytes of resume.json
+	maxNames       = 1024             // looked at at once in a run's output
+	maxLost        = 64               // failures of one run that are told; then it keeps no more
+	maxName        = 64               // bytes of a snapshot's name
 )
 
 // firstEpoch is the epoch of the deals made while sealing.
@@ -111,17 +115,19 @@ func (k *keeper) look(ctx context.Context) {
 		return
 	}
 	for _, name := range names {
-		if strings.HasPrefix(name, ".") || k.given[name] {
+		if strings.HasPrefix(name, ".") || k.given[name] || len(k.given) == maxLost {
 			continue
 		}
 		object, err := k.keep(ctx, name)
+		if err == nil {
+			k.tell(Event{Event: EventKept, Claim: k.claim, Object: object, Text: name})
+			err = k.remove(name)
+		}
 		if err != nil {
 			k.given[name] = true
-			k.cfg.Log.Warn("snapshot not kept", "claim", k.claim, "err", err)
+			k.cfg.Log.Warn("snapshot not kept, or not removed", "claim", k.claim, "err", err)
 			k.tell(Event{Event: EventLost, Claim: k.claim, Text: clean(err.Error())})
-			continue
 		}
-		k.tell(Event{Event: EventKept, Claim: k.claim, Object: object, Text: name})
 	}
 }
 
@@ -136,17 +142,31 @@ func (k *keeper) names() ([]string, error) {
 		return nil, err
 	}
 	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
+	names, err := dir.Readdirnames(maxNames)
 	slices.Sort(names)
+	if errors.Is(err, io.EOF) { // there are none
+		err = nil
+	}
 	return names, err
 }
 
 // path leads to the output directory, which has no other.
 func (k *keeper) path() string { return fmt.Sprintf("/proc/self/fd/%d", k.dir.Fd()) }
 
-// keep seals one directory, brings it into the log, and removes the plaintext.
+// checkSnapshot accepts names that mean nothing to a shell or a file system.
+func checkSnapshot(name string) error {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_.", r)
+	}
+	if name == "" || len(name) > maxName || strings.ContainsRune("-_.", rune(name[0])) || strings.ContainsFunc(name, func(r rune) bool { return !plain(r) }) {
+		return fmt.Errorf("agent: snapshot %.80q: want 1 to %d letters, digits, - _ or ., beginning with a letter or digit", name, maxName)
+	}
+	return nil
+}
+
+// keep seals one directory and brings it into the log.
 func (k *keeper) keep(ctx context.Context, name string) (Digest, error) {
-	if err := signoff.CheckName("snapshot", name); err != nil {
+	if err := checkSnapshot(name); err != nil {
 		return Digest{}, err
 	}
 	// Never through a link: the run may have put one there that leads to the
@@ -169,7 +189,7 @@ func (k *keeper) keep(ctx context.Context, name string) (Digest, error) {
 	if err := s.register(ctx); err != nil {
 		return Digest{}, errors.Join(fmt.Errorf("agent: snapshot %s: %w", name, err), os.RemoveAll(place))
 	}
-	return s.object.Digest(), k.remove(name)
+	return s.object.Digest(), nil
 }
 
 // remove makes room in the run's memory; that the name is gone tells the run
@@ -201,7 +221,11 @@ func (s *snapshot) prepare() error {
 			return err
 		}
 		for _, id := range s.plan.launch.Pool {
-			to, err := lockbox.P256Recipient(st.Nodes[id].Keys.StorageKey)
+			n := st.Nodes[id]
+			if n.Retired {
+				continue
+			}
+			to, err := lockbox.P256Recipient(n.Keys.StorageKey)
 			if err != nil {
 				return err
 			}

@@ -105,14 +105,29 @@ func TestAttackSnapshotsOfTheHost(t *testing.T) {
 	m.leased()
 	r := m.run(t.Context(), w.launch("tricks", 1, m), w.probe)
 	w.must(r.end())
-	if kept := r.snapshots(agent.EventKept); len(kept) != 1 || kept["good"].Object.IsZero() {
-		t.Errorf("kept %v, want good alone", kept)
+	if kept := r.snapshots(agent.EventKept); len(kept) != 1 || kept["Good_1"].Object.IsZero() {
+		t.Errorf("kept %v, want Good_1 alone", kept)
 	}
 	lost := r.snapshots(agent.EventLost)
 	for _, part := range []string{"snapshot link", "symbolic link", "snapshot file", `"Bad name"`, "snapshot empty"} {
 		if !slices.ContainsFunc(slices.Collect(maps.Keys(lost)), func(text string) bool { return strings.Contains(text, part) }) {
 			t.Errorf("none of %d refusals tells of %q: %v", len(lost), part, lost)
 		}
+	}
+}
+
+// A run that leaves thousands of things that are no snapshots is told of some.
+func TestAttackFloodOfSnapshots(t *testing.T) {
+	w := newWorld(t, slow, 1)
+	w.output = outputBytes
+	m := w.nodes[0]
+	m.start()
+	m.enrol()
+	m.leased()
+	r := m.run(t.Context(), w.launch("flood", 1, m), w.probe)
+	w.must(r.end())
+	if lost := r.snapshots(agent.EventLost); len(lost) == 0 || len(lost) > 64 {
+		t.Errorf("told of %d lost snapshots, want some, at most 64", len(lost))
 	}
 }
 

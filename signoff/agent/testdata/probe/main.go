@@ -21,6 +21,8 @@ func main() {
 		snapshot()
 	case "tricks":
 		tricks()
+	case "flood":
+		flood()
 	default:
 		os.Exit(64)
 	}
@@ -99,5 +101,12 @@ func tricks() {
 	must(os.WriteFile(output+"file", []byte("x"), 0o600))
 	must(os.Mkdir(output+"Bad name", 0o700))
 	must(os.Mkdir(output+"empty", 0o700))
-	put("good", "trained")
+	put("Good_1", "trained")
+}
+
+// flood leaves more than anybody should be told of.
+func flood() {
+	for i := range 3000 {
+		must(os.WriteFile(fmt.Sprintf("%sx%d", output, i), nil, 0o600))
+	}
 }
