@@ -75,6 +75,7 @@ const (
 	NodeRetire     Action = "node.retire"
 	PolicyChange   Action = "policy.change"
 	ReferenceAdopt Action = "reference.adopt"
+	PeopleChange   Action = "people.change"
 	Halt           Action = "halt"
 	Resume         Action = "resume"
 	ObjectRegister Action = "object.register"
@@ -92,6 +93,7 @@ var floors = map[Action]int{
 	NodeRetire:     1,
 	PolicyChange:   2,
 	ReferenceAdopt: 2,
+	PeopleChange:   2,
 	Halt:           1,
 	Resume:         2,
 	ObjectRegister: 1,

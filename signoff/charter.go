@@ -200,7 +200,7 @@ func (c *Charter) checkPeople(seen KeySet) error {
 			return fmt.Errorf("two people are named %q", p.Name)
 		}
 		names[p.Name] = true
-		if err := c.CheckPerson(p, seen); err != nil {
+		if err := CheckPerson(p, c.Development, seen); err != nil {
 			return err
 		}
 	}
@@ -209,7 +209,7 @@ func (c *Charter) checkPeople(seen KeySet) error {
 
 // CheckPerson checks the form of a person and the classes of the person's keys,
 // and adds the keys to seen. One that stands there already is refused.
-func (c *Charter) CheckPerson(p Person, seen KeySet) error {
+func CheckPerson(p Person, development bool, seen KeySet) error {
 	if err := errors.Join(CheckName("person", p.Name), CheckName("organisation", p.Organisation)); err != nil {
 		return err
 	}
@@ -220,7 +220,7 @@ func (c *Charter) CheckPerson(p Person, seen KeySet) error {
 		return fmt.Errorf("%s has %d tokens, at most %d", p.Name, n, MaxTokens)
 	}
 	for _, t := range p.Tokens() {
-		if err := c.CheckToken(p.Name, t, seen); err != nil {
+		if err := CheckToken(p.Name, t, development, seen); err != nil {
 			return err
 		}
 	}
@@ -228,13 +228,13 @@ func (c *Charter) CheckPerson(p Person, seen KeySet) error {
 }
 
 // CheckToken is CheckPerson for one token.
-func (c *Charter) CheckToken(owner string, t Token, seen KeySet) error {
+func CheckToken(owner string, t Token, development bool, seen KeySet) error {
 	for _, k := range []struct {
 		use string
 		key PublicKey
 	}{{"signing key", t.Signing}, {"exchange key", t.Exchange}} {
 		field := owner + "'s " + k.use
-		if err := k.key.check(field, !c.Development, hsm.ClassAttested, hsm.ClassWitnessed); err != nil {
+		if err := k.key.check(field, !development, hsm.ClassAttested, hsm.ClassWitnessed); err != nil {
 			return err
 		}
 		if _, err := k.key.ECDH(); err != nil {
@@ -319,11 +319,14 @@ func (s KeySet) Add(field string, k PublicKey) error {
 	return nil
 }
 
-// An Acceptance is a founding approver's signature under the charter. A
-// charter is in force once every person in it has accepted it.
+// An Acceptance is a signature by a token that comes in. A founder's stands
+// under the charter, which is in force once every person in it has accepted it.
+// Later ones answer a request to change people and show that the key is there;
+// they count for that request alone.
 type Acceptance struct {
 	Charter Digest `json:"charter"`
-	Person  Digest `json:"person"`
+	Person  Digest `json:"person"` // the token's id; of a founder's first token that is the person's
+	Request Digest `json:"request,omitzero"`
 }
 
 // Kind is KindAcceptance.
@@ -333,6 +336,9 @@ func (a *Acceptance) Kind() Kind { return KindAcceptance }
 func (a *Acceptance) Cluster() Digest { return a.Charter }
 
 func (a *Acceptance) subjects() []dsse.Subject {
+	if !a.Request.IsZero() {
+		return []dsse.Subject{dsse.About("charter", a.Charter), dsse.About("request", a.Request)}
+	}
 	return []dsse.Subject{dsse.About("charter", a.Charter)}
 }
 

@@ -176,9 +176,25 @@ func position() *signoff.Position {
 	return &signoff.Position{Charter: cluster, Notary: digest("n1"), Seen: seen, Answer: bytesOf(16)}
 }
 
+func people() *signoff.PeopleChange {
+	return &signoff.PeopleChange{
+		Add:    []signoff.Person{{Name: "frank", Organisation: "lab", Roles: []string{"security"}, Token: pair("frank"), Spares: []signoff.Token{pair("frank-2")}}},
+		Remove: []Digest{digest("erin")},
+		Tokens: []signoff.TokenChange{{Person: digest("bob"), Retire: digest("bob"), Add: new(pair("bob-2"))}},
+	}
+}
+
+func pair(name string) signoff.Token {
+	return signoff.Token{Signing: p256(name), Exchange: p256(name + "-x")}
+}
+
 // samples has one document of every kind and of every action.
 func samples() map[string]signoff.Document {
 	return map[string]signoff.Document{
+		"acceptance-token": &signoff.Acceptance{Charter: cluster, Person: digest("frank"), Request: digest("request")},
+		"request-people": request(func(r *signoff.Request) {
+			r.Action, r.People = signoff.ActionPeopleChange, people()
+		}),
 		"charter": charter(), "acceptance": &signoff.Acceptance{Charter: cluster, Person: digest("alice")},
 		"dkg-commitment": commitment(), "dkg-dealing": dealing(), "dkg-transcript": transcript(),
 		"object": object(), "object-snapshot": snapshot(), "deals": deals(), "approval": approval(), "warrant": warrant(), "activation": activation(), "tick": tick(), "epoch": epoch(),

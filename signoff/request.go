@@ -52,6 +52,7 @@ type Request struct {
 	Retire *Retire       `json:"retire,omitzero"`
 	Policy *PolicyChange `json:"policy,omitzero"`
 	Resume *Resume       `json:"resume,omitzero"`
+	People *PeopleChange `json:"people,omitzero"`
 
 	Adopt    *ReferenceAdopt    `json:"adopt,omitzero"`
 	Withdraw *ReferenceWithdraw `json:"withdraw,omitzero"`
@@ -147,6 +148,8 @@ func (r *Request) subjects() []dsse.Subject {
 		for _, set := range r.Withdraw.Sets {
 			add("reference set", set)
 		}
+	case r.People != nil:
+		return r.People.subjects()
 	}
 	return out
 }
@@ -204,11 +207,12 @@ func (r *Request) part() (string, part, error) {
 	see(r.Enrol != nil, ActionEnrol, r.Enrol)
 	see(r.Retire != nil, ActionRetire, r.Retire)
 	see(r.Policy != nil, ActionPolicyChange, r.Policy)
+	see(r.People != nil, ActionPeopleChange, r.People)
 	see(r.Resume != nil, ActionResume, r.Resume)
 	see(r.Adopt != nil, ActionReferenceAdopt, r.Adopt)
 	see(r.Withdraw != nil, ActionReferenceWithdraw, r.Withdraw)
 	if n != 1 {
-		return "", nil, fmt.Errorf("%d parts, want exactly one of export, launch, enrol, retire, policy, resume, adopt, withdraw", n)
+		return "", nil, fmt.Errorf("%d parts, want exactly one of export, launch, enrol, retire, policy, resume, people, adopt, withdraw", n)
 	}
 	return action, found, nil
 }

@@ -214,6 +214,8 @@ func asks(s *authority.State, r *signoff.Request) []string {
 		return []string{fmt.Sprintf("node %s", nodeName(s, r.Retire.Node))}
 	case r.Policy != nil:
 		return []string{fmt.Sprintf("policy %s", dsse.Sum("keyturn/policy/v1", []byte(r.Policy.Policy)))}
+	case r.People != nil:
+		return asksPeople(s, r.People)
 	case r.Resume != nil:
 		var out []string
 		for _, h := range r.Resume.Halts {
@@ -234,6 +236,25 @@ func asks(s *authority.State, r *signoff.Request) []string {
 		return out
 	}
 	return []string{}
+}
+
+func asksPeople(s *authority.State, c *signoff.PeopleChange) []string {
+	var out []string
+	for _, p := range c.Add {
+		out = append(out, fmt.Sprintf("%s of %s joins as %s", p.Name, p.Organisation, strings.Join(p.Roles, ", ")))
+	}
+	for _, id := range c.Remove {
+		out = append(out, personName(s, id)+" leaves")
+	}
+	for _, t := range c.Tokens {
+		if !t.Retire.IsZero() {
+			out = append(out, fmt.Sprintf("%s loses token %s", personName(s, t.Person), t.Retire))
+		}
+		if t.Add != nil {
+			out = append(out, fmt.Sprintf("%s gets token %s", personName(s, t.Person), t.Add.ID()))
+		}
+	}
+	return out
 }
 
 // standingHalts are those that no resume has lifted.

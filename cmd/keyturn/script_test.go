@@ -16,14 +16,24 @@ func TestMain(m *testing.M) {
 // the charter and a configuration for each person, against one cluster.
 // $CHARTER is the charter's digest, $ESCAPE a
 // text that would draw on the screen, $LOG the directory of the log.
-func TestScripts(t *testing.T) { runPages(t, "testdata") }
+func TestScripts(t *testing.T) { pages(t, newDesk(t), "testdata") }
 
 // Reference sets have a cluster to themselves: each change of them voids what the
 // other pages approved.
-func TestReferenceScripts(t *testing.T) { runPages(t, "testdata/reference") }
+func TestReferenceScripts(t *testing.T) { pages(t, newDesk(t), "testdata/reference") }
 
-func runPages(t *testing.T, dir string) {
+// So do people.
+func TestPeople(t *testing.T) {
 	d := newDesk(t)
+	frank, spare := d.NewPerson("frank", "third", "leadership", "security"), d.NewPerson("spare", "lab", "security")
+	d.writeJSON("frank.json", frank.Doc)
+	d.writeJSON("spare.json", spare.Doc.Token)
+	d.configure("frank", "frank")
+	d.configure("spare", "bob")
+	pages(t, d, "testdata/people")
+}
+
+func pages(t *testing.T, d *desk, dir string) {
 	testscript.Run(t, testscript.Params{Dir: dir, Setup: func(e *testscript.Env) error {
 		e.Setenv("CHARTER", d.ID.String())
 		e.Setenv("LOG", filepath.Join(d.Dir, "log"))

@@ -63,13 +63,21 @@ func viewRequest(s *authority.State, r *authority.Request) requestView {
 
 // missingFor says in words what an open request still waits for.
 func missingFor(s *authority.State, r *authority.Request) []string {
-	_, res, err := s.Evaluate(r)
+	rule, res, err := s.Evaluate(r)
 	if err != nil {
 		return []string{err.Error()}
 	}
-	out := res.Missing
+	out := slices.Clone(res.Missing)
+	for _, v := range r.Votes {
+		if why := s.Stale(v, s.RuleDigest(rule)); v.Doc.Decision == signoff.Approve && why != nil {
+			out = append(out, fmt.Sprintf("%s's approval counts no longer: %v; a new approval will", personName(s, v.Doc.Person), why))
+		}
+	}
 	if n := s.Charter.Quorum() - len(r.Activated); r.Doc.Enrol != nil && n > 0 {
-		out = append(slices.Clone(out), fmt.Sprintf("%d notaries have still to challenge the node's TPM; keyturn-agent must be running there", n))
+		out = append(out, fmt.Sprintf("%d notaries have still to challenge the node's TPM; keyturn-agent must be running there", n))
+	}
+	if c := r.Doc.People; c != nil && len(r.Activated) < len(c.NewTokens()) {
+		out = append(out, fmt.Sprintf("%d new tokens have still to accept (keyturn people accept)", len(c.NewTokens())-len(r.Activated)))
 	}
 	return out
 }

@@ -203,6 +203,8 @@ func (x *exporting) collect(s *authority.State, b *release.Bundle, doc *signoff.
 	case *signoff.Warrant:
 		if doc.Digest() == x.warrant.ID {
 			b.Warrant = line
+		} else if d.Action == signoff.ActionPeopleChange && b.Warrant == "" {
+			b.People = append(b.People, release.Change{Request: string(x.leaves[s.Requests[d.Request].Index]), Warrant: line})
 		}
 	case *signoff.Approval:
 		if slices.ContainsFunc(x.request.Votes, func(v authority.Vote) bool {

@@ -37,10 +37,26 @@ func newDesk(t *testing.T) *desk {
 	d.write("charter.json", genesis.Payload)
 	d.write("policy.yaml", []byte(signofftest.Policy))
 	for _, name := range []string{"alice", "bob", "carol", "dave", "erin"} {
-		d.write(name+".yaml", fmt.Appendf(nil, "charter: %s\ncharterFile: charter.json\nname: %s\nsigning: file:%s\nexchange: file:%s\nstate: state-%s\n",
-			d.ID, name, filepath.Join(d.Dir, name+".pem"), filepath.Join(d.Dir, name+"-x.pem"), name))
+		d.configure(name, name)
 	}
 	return d
+}
+
+// configure writes the configuration of whoever uses a token: a person's name
+// is the token's, but for spares.
+func (d *desk) configure(token, person string) {
+	d.t.Helper()
+	d.write(token+".yaml", fmt.Appendf(nil, "charter: %s\ncharterFile: charter.json\nname: %s\nsigning: file:%s\nexchange: file:%s\nstate: state-%s\n",
+		d.ID, person, filepath.Join(d.Dir, token+".pem"), filepath.Join(d.Dir, token+"-x.pem"), token))
+}
+
+func (d *desk) writeJSON(name string, v any) {
+	d.t.Helper()
+	b, err := dsse.Encode(v)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.write(name, b)
 }
 
 func (d *desk) path(name ...string) string {

@@ -41,6 +41,11 @@ rules:
     action: reference.withdraw
     quorum: {atLeast: {k: 1, role: security}}
     expiry: 86400
+  - name: change-people
+    action: people.change
+    quorum: {atLeast: {k: 3, roles: [security, research, leadership, safety]}}
+    veto: [safety]
+    expiry: 86400
   - name: anyone-may-halt
     action: halt
     quorum: {atLeast: {k: 1, roles: [security, research, leadership, safety]}}

@@ -30,6 +30,9 @@ func (d decision) decide() ([]change, error) {
 		return d.charter(c)
 	}
 	if a, ok := d.doc.Doc.(*signoff.Acceptance); ok {
+		if !a.Request.IsZero() {
+			return d.newToken(a)
+		}
 		return d.acceptance(a)
 	}
 	if !s.InForce {
@@ -163,6 +166,9 @@ func signersOf(c *signoff.Charter, people *Roster) (map[Digest]signer, error) {
 func (d decision) acceptance(a *signoff.Acceptance) ([]change, error) {
 	if d.state.Accepted[a.Person] {
 		return nil, errors.New("this person has already accepted the charter")
+	}
+	if d.state.InForce {
+		return nil, errors.New("the charter is in force; who comes later accepts the request that adds them")
 	}
 	all := len(d.state.Accepted)+1 == len(d.state.Charter.People)
 	return []change{{key: "accepted/" + a.Person.Hex(), value: all, put: func(s *State) {

@@ -144,7 +144,8 @@ func (s *State) VerifyEnrolment(e *signoff.Enrol, blob []byte) (*attest.Node, er
 	return node, nil
 }
 
-// nodeKeysUnused refuses keys that another node brought.
+// nodeKeysUnused refuses keys that another node brought, or that stand in any
+// other place.
 func (s *State) nodeKeysUnused(keys *attest.Node) error {
 	ids, err := nodeKeyIDs(keys)
 	if err != nil {
@@ -153,6 +154,19 @@ func (s *State) nodeKeysUnused(keys *attest.Node) error {
 	for _, id := range ids {
 		if n, used := s.nodeKeys[id]; used {
 			return fmt.Errorf("a key of this enrolment belongs to node %s", s.Nodes[n].Name)
+		}
+	}
+	used, err := s.Keys()
+	if err != nil {
+		return err
+	}
+	for _, k := range []any{keys.TLSKey, keys.SignKey, keys.StorageKey} {
+		p, err := signoff.NewPublicKey(k, "")
+		if err != nil {
+			return err
+		}
+		if use, ok := used[p.Fingerprint()]; ok {
+			return fmt.Errorf("a key of this enrolment is %s", use)
 		}
 	}
 	return nil

@@ -41,7 +41,7 @@ func (s *State) dealtToPeople(o *Object, blob Digest, deals []lockbox.Deal) (Hol
 	if err != nil {
 		return h, err
 	}
-	if n, t := len(s.holdersHere(h)), s.Charter.Threshold; n < t {
+	if n, t := len(s.People.holding(h)), s.Charter.Threshold; n < t {
 		return h, fmt.Errorf("%d people of this cluster hold a share, it takes %d; seal anew", n, t)
 	}
 	return h, nil
@@ -82,11 +82,11 @@ func dealt(o *Object, blob Digest, side lockbox.Side, sealed signoff.Sharing, de
 	return out, nil
 }
 
-// holdersHere are the share indices of those of the roster who hold a share on
-// a token that they still have.
-func (s *State) holdersHere(h Holding) map[uint16]bool {
+// holding are the share indices of those of the roster who hold a share on a
+// token that they have.
+func (r *Roster) holding(h Holding) map[uint16]bool {
 	out := map[uint16]bool{}
-	for _, m := range s.People.Members {
+	for _, m := range r.Members {
 		for _, t := range m.Tokens() {
 			if h.Holders[t.Exchange.Fingerprint()] == m.Index {
 				out[m.Index] = true

@@ -97,6 +97,9 @@ func (s *State) possible(r *signoff.Request) error {
 		if !s.enrolled(r.Retire.Node) {
 			return fmt.Errorf("%s is not an enrolled node", r.Retire.Node)
 		}
+	case r.People != nil:
+		_, err := s.changePeople(r.People)
+		return err
 	case r.Resume != nil:
 		for _, h := range r.Resume.Halts {
 			if halt, ok := s.Halts[h]; !ok || !halt.Lifted.IsZero() {
@@ -228,6 +231,13 @@ func (s *State) display(r *Request, rule *policy.Bound) string {
 		}
 	case r.Doc.Retire != nil:
 		named(r.Doc.Retire.Node)
+	case r.Doc.People != nil:
+		for _, id := range r.Doc.People.Remove {
+			person(id)
+		}
+		for _, t := range r.Doc.People.Tokens {
+			person(t.Person)
+		}
 	case r.Doc.Resume != nil:
 		for _, id := range r.Doc.Resume.Halts {
 			if h, ok := s.Halts[id]; ok {
@@ -319,7 +329,7 @@ func (s *State) Evaluate(r *Request) (*policy.Bound, policy.Result, error) {
 	digest := s.RuleDigest(rule)
 	var votes []policy.Vote
 	for _, v := range r.Votes {
-		if v.Doc.Decision == signoff.Approve && s.stale(v, digest) != nil {
+		if v.Doc.Decision == signoff.Approve && s.Stale(v, digest) != nil {
 			continue
 		}
 		votes = append(votes, policy.Vote{Person: v.Doc.Person, Decision: policy.Decision(v.Doc.Decision), Time: v.Time, Expiry: v.Doc.Expiry})
@@ -328,10 +338,10 @@ func (s *State) Evaluate(r *Request) (*policy.Bound, policy.Result, error) {
 	return rule, rule.Evaluate(req, votes, s.Time), nil
 }
 
-// stale says why an approval that stands in the log no longer counts. A no
+// Stale says why an approval that stands in the log no longer counts. A no
 // counts for good; a yes only under its own rule, from a token that its person
 // still has, and with shares that fit those of the others.
-func (s *State) stale(v Vote, rule Digest) error {
+func (s *State) Stale(v Vote, rule Digest) error {
 	if v.Doc.Rule != rule {
 		return fmt.Errorf("made under rule %s, the rule in force is %s", v.Doc.Rule.Short(), rule.Short())
 	}
@@ -347,14 +357,14 @@ func (s *State) stale(v Vote, rule Digest) error {
 }
 
 // settle looks again at the requests that the entry may have changed: those it
-// touched, and all open ones when time, policy or reference sets moved.
+// touched, and all open ones when time, policy, people or reference sets moved.
 func (s *State) settle(index uint64, changes []change) []change {
 	look := map[Digest]bool{}
 	for _, c := range changes {
 		if !c.touches.IsZero() {
 			look[c.touches] = true
 		}
-		if c.key == "tick" || c.key == "policy" || strings.HasPrefix(c.key, "reference/") {
+		if c.key == "tick" || c.key == "policy" || c.key == "people" || strings.HasPrefix(c.key, "reference/") {
 			for id, r := range s.Requests {
 				if r.Ended == "" {
 					look[id] = true
@@ -380,7 +390,10 @@ func (s *State) settled(r *Request, index uint64) (*Request, bool) {
 	}
 	rec := *r
 	rule, res, err := s.Evaluate(r)
+	_, here := s.Person(r.Doc.Requester)
 	switch {
+	case !here:
+		rec.Ended, rec.Satisfied = "the requester has left", nil
 	case err != nil:
 		rec.Ended, rec.Satisfied = "no rule of the policy covers it any more", nil
 	case res.Vetoed:
@@ -399,9 +412,16 @@ func (s *State) settled(r *Request, index uint64) (*Request, bool) {
 }
 
 // activated reports whether an enrolment was activated by a quorum of
-// notaries. Other requests need no activation.
+// notaries, and a change of people accepted by every new token. Other requests
+// need neither.
 func (s *State) activated(r *Request) bool {
-	return r.Doc.Enrol == nil || len(r.Activated) >= s.Charter.Quorum()
+	switch {
+	case r.Doc.Enrol != nil:
+		return len(r.Activated) >= s.Charter.Quorum()
+	case r.Doc.People != nil:
+		return len(r.Activated) == len(r.Doc.People.NewTokens())
+	}
+	return true
 }
 
 func approvalsOf(r *Request, people [][32]byte) []Digest {

@@ -132,7 +132,10 @@ func (s *State) Counts(signing, person Digest) bool {
 
 // PersonName names whoever is or was the person with that id; empty if nobody.
 func (s *State) PersonName(id Digest) string {
-	return s.Tokens[id].Name
+	if t := s.Tokens[id]; t.Person == id {
+		return t.Name
+	}
+	return ""
 }
 
 // Keys says what each key that ever stood in this cluster is for. A key that

@@ -78,7 +78,7 @@ type Request struct {
 	Satisfied *Satisfied       `json:"satisfied"`
 	Ended     string           `json:"ended"` // why it can no longer be approved; empty while open
 	Warrant   Digest           `json:"warrant"`
-	Activated []Digest         `json:"activated"` // notaries, for an enrolment
+	Activated []Digest         `json:"activated"` // notaries, for an enrolment; new tokens, for a change of people
 
 	Set *attest.ReferenceSet `json:"-"` // that it would adopt, nil for other actions
 

@@ -50,6 +50,9 @@ func (s *State) verifySigner(p prepared) error {
 	doc := p.doc
 	switch d := doc.Doc.(type) {
 	case *signoff.Acceptance:
+		if !d.Request.IsZero() {
+			return s.byNewToken(p, d)
+		}
 		return s.byPerson(p, d.Person)
 	case *signoff.Object:
 		if !d.Claim.IsZero() {
@@ -105,6 +108,24 @@ func (s *State) byPerson(p prepared, id Digest) error {
 		return p.bySigner(p.doc.Hint, g)
 	}
 	return fmt.Errorf("signed with key %s, which is none of %s's", p.doc.Hint, m.Name)
+}
+
+// byNewToken wants the signature of a token that an open request brings.
+func (s *State) byNewToken(p prepared, a *signoff.Acceptance) error {
+	r, ok := s.Requests[a.Request]
+	if !ok || r.Doc.People == nil || r.Ended != "" {
+		return fmt.Errorf("%s is not an open request to change people", a.Request)
+	}
+	for _, t := range r.Doc.People.NewTokens() {
+		if t.ID() == a.Person {
+			pub, err := t.Signing.Public()
+			if err != nil {
+				return err
+			}
+			return p.doc.VerifyKnown(a.Person, pub)
+		}
+	}
+	return fmt.Errorf("request %s brings no token with key %s", a.Request.Short(), a.Person)
 }
 
 func (s *State) nobody(id Digest) error {

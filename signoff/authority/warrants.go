@@ -115,6 +115,13 @@ func (d decision) effect(r *Request) ([]change, error) {
 		}
 		p.Index = d.index
 		return []change{{key: "policy", value: p, put: func(s *State) { s.Policy = p }}}, nil
+	case doc.People != nil:
+		next, err := s.changePeople(doc.People)
+		if err != nil {
+			return nil, err
+		}
+		next.roster.Index = d.index
+		return []change{{key: "people", value: next.roster, put: next.put}}, nil
 	case doc.Resume != nil:
 		return d.lift(r.ID, doc.Resume.Halts), nil
 	case doc.Adopt != nil:

@@ -110,7 +110,37 @@ func (in Input) part(w *writer) {
 		in.adopt(w, r.Adopt)
 	case r.Withdraw != nil:
 		in.withdraw(w, r.Withdraw.Sets)
+	case r.People != nil:
+		in.people(w, r.People)
 	}
+}
+
+func (in Input) people(w *writer, c *signoff.PeopleChange) {
+	for _, p := range c.Add {
+		w.prose("joins", safe(fmt.Sprintf("%s of %s as %s", p.Name, p.Organisation, strings.Join(p.Roles, ", "))))
+		for _, t := range p.Tokens() {
+			token(w, t)
+		}
+	}
+	for _, id := range c.Remove {
+		w.field("leaves", "%s", in.person(id))
+		w.field("", "id %s", id)
+	}
+	for _, t := range c.Tokens {
+		w.field("tokens of", "%s", in.person(t.Person))
+		if !t.Retire.IsZero() {
+			w.field("", "takes away %s", t.Retire)
+		}
+		if t.Add != nil {
+			token(w, *t.Add)
+		}
+	}
+	w.field("effect", "who joins can approve and be dealt shares; who leaves counts no longer")
+}
+
+func token(w *writer, t signoff.Token) {
+	w.field("", "signs with %s, %s", t.Signing.Fingerprint(), class(t.Signing))
+	w.field("", "opens with %s, %s", t.Exchange.Fingerprint(), class(t.Exchange))
 }
 
 func (in Input) launch(w *writer, l *signoff.Launch) {

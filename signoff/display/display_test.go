@@ -44,6 +44,7 @@ rules:
   - {name: launch, action: training.launch, quorum: {atLeast: {k: 2, roles: [research, safety]}}, expiry: 86400, uses: 4}
   - {name: enrol, action: node.enrol, quorum: {atLeast: {k: 2, roles: [research, safety]}}, expiry: 86400}
   - {name: retire, action: node.retire, quorum: {atLeast: {k: 1, role: safety}}, expiry: 86400}
+  - {name: people, action: people.change, quorum: {atLeast: {k: 2, roles: [research, safety]}}, expiry: 86400}
   - {name: change, action: policy.change, quorum: {atLeast: {k: 2, roles: [research, safety]}}, expiry: 86400}
   - {name: adopt, action: reference.adopt, quorum: {atLeast: {k: 2, roles: [research, safety]}}, expiry: 86400}
   - {name: withdraw, action: reference.withdraw, quorum: {atLeast: {k: 1, role: safety}}, expiry: 86400}
@@ -138,6 +139,16 @@ func withdrawing(t testing.TB, sets ...Digest) display.Input {
 	return in
 }
 
+func people(r *signoff.Request) {
+	spare := signoff.Token{Signing: key("bob-2"), Exchange: key("bob-2-x")}
+	r.People = &signoff.PeopleChange{
+		Add: []signoff.Person{{Name: "carol", Organisation: "third", Roles: []string{"safety", "research"},
+			Token: signoff.Token{Signing: key("carol"), Exchange: key("carol-x")}, Spares: []signoff.Token{{Signing: key("carol-2"), Exchange: key("carol-2-x")}}}},
+		Remove: []Digest{charter.People[0].ID(), digest("nobody")},
+		Tokens: []signoff.TokenChange{{Person: charter.People[1].ID(), Retire: charter.People[1].ID(), Add: &spare}},
+	}
+}
+
 func TestGolden(t *testing.T) {
 	first := adopting(t, 1)
 	first.InForce, first.Set.IMA = nil, nil
@@ -156,6 +167,7 @@ func TestGolden(t *testing.T) {
 		"adopt-first":  first,
 		"withdraw":     withdrawing(t, digest("rack-a 2"), digest("gone")),
 		"withdraw-all": withdrawing(t, digest("rack-a 2"), digest("rack-a 1"), digest("rack-b 7")),
+		"people":       input(t, signoff.ActionPeopleChange, people),
 	} {
 		t.Run(name, func(t *testing.T) {
 			path, got := filepath.Join("testdata", name+".txt"), display.Request(in)
@@ -183,10 +195,10 @@ func checkScreen(t interface {
 }, text string, hostile ...string) {
 	t.Helper()
 	fields := map[string]bool{"": true, display.Version[:12]: true}
-	for _, f := range strings.Fields("cluster request action purpose created expires weights recipient destination effect run executable node uses output enrolment rule set files replaces stays") {
+	for _, f := range strings.Fields("cluster request action purpose created expires weights recipient destination effect run executable node uses output enrolment rule set files replaces stays joins leaves") {
 		fields[f] = true
 	}
-	for _, f := range []string{"asked by", "time limit", "new policy", "lifts halt", "no longer", "ends set"} {
+	for _, f := range []string{"asked by", "time limit", "new policy", "lifts halt", "no longer", "ends set", "tokens of"} {
 		fields[f] = true
 	}
 	seen := map[string]int{}

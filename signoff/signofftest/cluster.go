@@ -67,6 +67,11 @@ rules:
     action: reference.withdraw
     quorum: {atLeast: {k: 1, role: security}}
     expiry: 86400
+  - name: change-people
+    action: people.change
+    quorum: {atLeast: {k: 3, roles: [security, research, leadership, safety]}}
+    veto: [safety]
+    expiry: 86400
   - name: anyone-may-halt
     action: halt
     quorum: {atLeast: {k: 1, roles: [security, research, leadership, safety]}}
@@ -196,10 +201,16 @@ func (c *Cluster) public(pub any) signoff.PublicKey {
 }
 
 func (c *Cluster) addPerson(name, org string, roles []string) {
+	c.Charter.People = append(c.Charter.People, c.NewPerson(name, org, roles...).Doc)
+}
+
+// NewPerson makes a person with a token, whom no charter names yet.
+func (c *Cluster) NewPerson(name, org string, roles ...string) *Person {
+	c.T.Helper()
 	p := &Person{Name: name, Signing: c.key(name, hsm.KindP256), Exchange: c.exchange(name + "-x")}
 	p.Doc = signoff.Person{Name: name, Organisation: org, Roles: roles, Token: signoff.Token{Signing: c.public(p.Signing.Public()), Exchange: c.public(p.Exchange.PublicKey())}}
 	c.People[name] = p
-	c.Charter.People = append(c.Charter.People, p.Doc)
+	return p
 }
 
 func (c *Cluster) addNotary(name string) {

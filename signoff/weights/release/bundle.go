@@ -8,6 +8,8 @@
 //
 //	charter      has that digest; it names people, notaries and the log key
 //	transcripts  one of every notary: together they name the group key
+//	people       only if people changed: each request that did it, signed, with
+//	             its warrant, signed by the group key
 //	recovery     only if the log key was replaced: a quorum of notaries says so
 //	object       signed by its sealer; its digest is the object id
 //	request      signed by its requester; names object and recipient's key
@@ -46,6 +48,7 @@ type Bundle struct {
 	Version     string   `json:"version"`
 	Charter     string   `json:"charter"`
 	Transcripts []string `json:"transcripts"`
+	People      []Change `json:"people,omitempty"` // before the warrant, in the log's order
 	Recovery    string   `json:"recovery,omitempty"`
 	Object      string   `json:"object"`
 	Request     string   `json:"request"`
@@ -53,6 +56,12 @@ type Bundle struct {
 	Proof       string   `json:"proof"` // c2sp.org/tlog-proof of the warrant's entry
 	Approvals   []string `json:"approvals"`
 	Releases    []string `json:"releases"`
+}
+
+// A Change is a change of people that took effect.
+type Change struct {
+	Request string `json:"request"`
+	Warrant string `json:"warrant"`
 }
 
 // Parse reads a bundle strictly. It verifies nothing.

@@ -362,3 +362,53 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// changed is a change of people that took effect.
+func changed(w *releasetest.World, by hsm.Key, c signoff.PeopleChange) release.Change {
+	q := w.Sign("alice", &signoff.Request{Charter: w.ID, Action: signoff.ActionPeopleChange, Requester: w.People["alice"].Doc.ID(), Purpose: "a test",
+		Created: w.Now, Expiry: w.Now + 3600, Nonce: make([]byte, 16), Seen: signoff.Seen{Size: 1, Root: dsse.Digest{1}}, People: &c})
+	warrant := w.By(by, &signoff.Warrant{Charter: w.ID, Request: q.Digest(), Action: signoff.ActionPeopleChange, Policy: dsse.Digest{1}, Rule: dsse.Digest{1}, Index: 5,
+		Approvals: []dsse.Digest{{1}}, Issued: w.Now, Expiry: w.Now + 3600, Uses: 1})
+	return release.Change{Request: string(q.Line()), Warrant: string(warrant.Line())}
+}
+
+func TestVerifyFollowsChangesOfPeople(t *testing.T) {
+	w := releasetest.New(t)
+	b := w.Bundle(w.Seal("model", model()), w.Recipient.PublicKey())
+	frank := w.NewPerson("frank", "third", "research")
+	b.People = []release.Change{
+		changed(w, w.Group, signoff.PeopleChange{Add: []signoff.Person{frank.Doc}}),
+		changed(w, w.Group, signoff.PeopleChange{Remove: []dsse.Digest{w.People["erin"].Doc.ID()}}),
+	}
+	r, err := again(t, b).Verify(w.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, ok := r.People.Named("frank"); !ok || m.Index != 6 || len(r.People.Members) != 5 {
+		t.Fatalf("people after the changes: %+v", r.People.Members)
+	}
+}
+
+func TestAttackForgedChangeOfPeople(t *testing.T) {
+	w := releasetest.New(t)
+	good := w.Bundle(w.Seal("model", model()), w.Recipient.PublicKey())
+	frank := w.NewPerson("frank", "third", "research")
+	joins := signoff.PeopleChange{Add: []signoff.Person{frank.Doc}}
+	one, two := changed(w, w.Group, joins), changed(w, w.Group, signoff.PeopleChange{Remove: []dsse.Digest{w.People["erin"].Doc.ID()}})
+	for name, c := range map[string]struct {
+		people []release.Change
+		want   string
+	}{
+		"not by the group":         {[]release.Change{changed(w, w.People["alice"].Signing, joins)}, "names key"},
+		"another change's warrant": {[]release.Change{{Request: one.Request, Warrant: two.Warrant}}, "stands beside"},
+		"an export":                {[]release.Change{{Request: good.Request, Warrant: good.Warrant}}, "where a change of people belongs"},
+		"twice":                    {[]release.Change{one, one}, "named"},
+		"nothing":                  {[]release.Change{{}}, "people"},
+	} {
+		b := again(t, good)
+		b.People = c.people
+		if _, err := b.Verify(w.ID); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: got %v, want an error with %q", name, err, c.want)
+		}
+	}
+}

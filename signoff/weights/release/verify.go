@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/keyturn/keyturn/signoff"
@@ -50,7 +51,7 @@ func (b *Bundle) Verify(anchor Digest) (*Release, error) {
 		what string
 		do   func() error
 	}{
-		{"charter", v.charter}, {"object", v.object}, {"request", v.request}, {"warrant", v.warrant},
+		{"charter", v.charter}, {"people", v.people}, {"object", v.object}, {"request", v.request}, {"warrant", v.warrant},
 		{"proof", v.proof}, {"approvals", v.approvals}, {"releases", v.releases},
 	} {
 		if err := step.do(); err != nil {
@@ -97,6 +98,48 @@ func (v *verifier) charter() error {
 	}
 	v.r.Charter, v.r.People = c, authority.Founders(c)
 	v.r.Tokens = v.r.People.Tokens()
+	return nil
+}
+
+// people follows who belonged from the charter to the warrant.
+func (v *verifier) people() error {
+	for _, c := range v.People {
+		s, q, err := read[*signoff.Request](v, c.Request)
+		if err != nil {
+			return err
+		}
+		if q.People == nil {
+			return fmt.Errorf("a request for %s stands where a change of people belongs", q.Action)
+		}
+		if _, err := v.person(s, q.Requester); err != nil {
+			return err
+		}
+		w, warrant, err := read[*signoff.Warrant](v, c.Warrant)
+		if err != nil {
+			return err
+		}
+		group, err := v.group()
+		if err != nil {
+			return err
+		}
+		if err := w.Verify(group); err != nil {
+			return err
+		}
+		if warrant.Request != s.Digest() || warrant.Action != q.Action {
+			return fmt.Errorf("a warrant for request %s stands beside request %s", warrant.Request, s.Digest())
+		}
+		keys, err := v.r.Charter.Keys()
+		if err != nil {
+			return err
+		}
+		for _, t := range v.r.Tokens {
+			keys[t.Signing.Fingerprint()], keys[t.Exchange.Fingerprint()] = t.Name+"'s key", t.Name+"'s key"
+		}
+		if v.r.People, err = v.r.People.Changed(q.People, v.r.Charter.Development, keys, v.r.Tokens); err != nil {
+			return err
+		}
+		maps.Copy(v.r.Tokens, v.r.People.Tokens())
+	}
 	return nil
 }
 

@@ -1,0 +1,163 @@
+package authority
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+
+	"github.com/keyturn/keyturn/signoff"
+)
+
+// newToken records that a token which a request brings is there.
+func (d decision) newToken(a *signoff.Acceptance) ([]change, error) {
+	old := d.state.Requests[a.Request]
+	if slices.Contains(old.Activated, a.Person) {
+		return nil, errors.New("this token has already accepted")
+	}
+	r := *old
+	r.Activated = append(slices.Clone(old.Activated), a.Person)
+	return []change{putRequest(&r)}, nil
+}
+
+// A succession is a roster that may follow the one in force, with what changes
+// along with it.
+type succession struct {
+	roster  *Roster
+	policy  *PolicyRecord
+	signers map[Digest]signer
+}
+
+// put makes the succession the state. Everything that was signed under the old
+// roster is judged anew when requests are settled.
+func (n *succession) put(s *State) {
+	s.People, s.Policy, s.signers = n.roster, n.policy, n.signers
+	maps.Copy(s.Tokens, n.roster.Tokens())
+}
+
+// changePeople works out the roster after a change, and refuses one under which
+// the policy in force would not compile, or that leaves too few people with
+// shares of an object to open it or to deal them anew.
+func (s *State) changePeople(p *signoff.PeopleChange) (*succession, error) {
+	keys, err := s.Keys()
+	if err != nil {
+		return nil, err
+	}
+	r, err := s.People.Changed(p, s.Charter.Development, keys, s.Tokens)
+	if err != nil {
+		return nil, err
+	}
+	t := s.Charter.Threshold
+	if n := len(r.Members); n > signoff.MaxPeople || n < t {
+		return nil, fmt.Errorf("%d people after it, want %d to %d", n, t, signoff.MaxPeople)
+	}
+	policy, err := compilePolicy(r, t, s.Policy.Text)
+	if err != nil {
+		return nil, fmt.Errorf("the policy in force, with the people after it: %w", err)
+	}
+	policy.Index = s.Policy.Index
+	for _, id := range slices.SortedFunc(maps.Keys(s.Objects), compareDigests) {
+		if o := s.Objects[id]; o.People.Epoch > 0 {
+			if n := len(r.holding(o.People)); n < t {
+				return nil, fmt.Errorf("%d of the people after it hold a share of object %s, it takes %d; add first, deal anew (keyturn weights redeal), and remove then", n, id.Short(), t)
+			}
+		}
+	}
+	signers, err := s.signersWith(r)
+	return &succession{r, policy, signers}, err
+}
+
+// signersWith are the signers with the people replaced.
+func (s *State) signersWith(r *Roster) (map[Digest]signer, error) {
+	out, err := r.signers()
+	if err != nil {
+		return nil, err
+	}
+	for id, g := range s.signers {
+		if g.member == nil {
+			out[id] = g
+		}
+	}
+	return out, nil
+}
+
+// Changed is the roster after a change. keys are all that ever stood in the
+// cluster, known all tokens that people ever had.
+func (r *Roster) Changed(p *signoff.PeopleChange, development bool, keys signoff.KeySet, known map[Digest]Owned) (*Roster, error) {
+	next := &Roster{Last: r.Last}
+	for _, m := range r.Members {
+		if slices.Contains(p.Remove, m.ID) {
+			continue
+		}
+		i := slices.IndexFunc(p.Tokens, func(t signoff.TokenChange) bool { return t.Person == m.ID })
+		if i >= 0 {
+			var err error
+			if m, err = m.changed(p.Tokens[i], development, keys); err != nil {
+				return nil, err
+			}
+		}
+		next.Members = append(next.Members, m)
+	}
+	for _, id := range p.Remove {
+		if _, ok := r.Person(id); !ok {
+			return nil, fmt.Errorf("%s, who is to leave, is not a person of this cluster", id)
+		}
+	}
+	for _, t := range p.Tokens {
+		if _, ok := r.Person(t.Person); !ok {
+			return nil, fmt.Errorf("%s, whose tokens are to change, is not a person of this cluster", t.Person)
+		}
+	}
+	return next, next.join(p.Add, development, keys, known)
+}
+
+// join adds people under share indices and names that nobody had before.
+func (r *Roster) join(people []signoff.Person, development bool, keys signoff.KeySet, known map[Digest]Owned) error {
+	names := map[string]bool{}
+	for _, t := range known {
+		names[t.Name] = true
+	}
+	for _, p := range people {
+		if names[p.Name] {
+			return fmt.Errorf("somebody is or was named %q here; give another name", p.Name)
+		}
+		names[p.Name] = true
+		if err := signoff.CheckPerson(p, development, keys); err != nil {
+			return err
+		}
+		if r.Last == math.MaxUint16 {
+			return errors.New("no share index is left")
+		}
+		r.Last++
+		r.Members = append(r.Members, &Member{ID: p.ID(), Index: r.Last, Person: p})
+	}
+	return nil
+}
+
+// changed is the person with one token more, less, or another. A new token
+// stands where the one that it replaces stood.
+func (m *Member) changed(t signoff.TokenChange, development bool, keys signoff.KeySet) (*Member, error) {
+	tokens, at := m.Tokens(), len(m.Tokens())
+	if !t.Retire.IsZero() {
+		if at = slices.IndexFunc(tokens, func(x signoff.Token) bool { return x.ID() == t.Retire }); at < 0 {
+			return nil, fmt.Errorf("%s has no token %s", m.Name, t.Retire)
+		}
+		tokens = slices.Delete(tokens, at, at+1)
+	}
+	if t.Add != nil {
+		if err := signoff.CheckToken(m.Name, *t.Add, development, keys); err != nil {
+			return nil, err
+		}
+		tokens = slices.Insert(tokens, at, *t.Add)
+	}
+	if n := len(tokens); n == 0 || n > signoff.MaxTokens {
+		return nil, fmt.Errorf("%s would have %d tokens, want 1 to %d", m.Name, n, signoff.MaxTokens)
+	}
+	next := *m
+	next.Token, next.Spares = tokens[0], nil
+	if len(tokens) > 1 {
+		next.Spares = tokens[1:]
+	}
+	return &next, nil
+}
