@@ -2,11 +2,13 @@ package token_test
 
 import (
 	"context"
+	"crypto/hpke"
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -67,29 +69,128 @@ func (f *faultyModule) tries(t *testing.T) int {
 	return len(text)
 }
 
-func TestFaultySignatures(t *testing.T) {
+// signsWrong asks for a signature while the module does wrong, and for one after.
+func (f *faultyModule) signsWrong(t *testing.T, k hsm.Key, fault string, want error) {
+	t.Helper()
+	f.do(t, fault)
+	sig, err := hsm.SignMessage(context.Background(), k, []byte("m"))
+	if sig != nil || !errors.Is(err, want) {
+		t.Errorf("%s: got %d bytes and %v, want %v", fault, len(sig), err, want)
+	}
+	f.do(t, "")
+	if err := sign(k); err != nil {
+		t.Errorf("after %s: %v", fault, err)
+	}
+}
+
+func TestFaultModuleReturnsGarbage(t *testing.T) {
 	f := newFaultyModule(t)
 	tok := f.open(t, "alice")
 	generate(t, tok, "p256", hsm.KindP256)
 	k := openKey(t, tok, "p256", nil)
-	for fault, want := range map[string]error{
-		"garbage": hsm.ErrWrongIdentity,
-		"short":   hsm.ErrWrongIdentity,
-		"empty":   hsm.ErrWrongIdentity,
-		"hang":    hsm.ErrTimeout,
-		"crash":   hsm.ErrGone,
-		"exit":    hsm.ErrGone,
-		"removed": hsm.ErrGone,
+	for _, fault := range []string{"garbage", "short", "empty"} {
+		f.signsWrong(t, k, fault, hsm.ErrWrongIdentity)
+	}
+	// A wrong shared secret cannot be told from a right one, and opens nothing.
+	generate(t, tok, "ecdh", hsm.KindECDH)
+	d, err := tok.Decrypter(t.Context(), "ecdh", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := hpke.NewDHKEMPublicKey(d.PublicKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := hpke.Seal(public, hpke.HKDFSHA256(), hpke.ChaCha20Poly1305(), nil, []byte("share"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := hsm.HPKEPrivate(t.Context(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for fault, opens := range map[string]bool{"garbage-secret": false, "short-secret": false, "": true} {
+		f.do(t, fault)
+		if b, err := hpke.Open(private, hpke.HKDFSHA256(), hpke.ChaCha20Poly1305(), nil, sealed); (err == nil) != opens {
+			t.Errorf("%q: opened %q, %v", fault, b, err)
+		}
+	}
+	f.do(t, "garbage-secret")
+	if _, err := tok.Decrypter(t.Context(), "ecdh", nil); !errors.Is(err, hsm.ErrWrongIdentity) {
+		t.Errorf("enrolling it meanwhile: %v, want ErrWrongIdentity", err)
+	}
+}
+
+func TestFaultModuleSegfault(t *testing.T) {
+	f := newFaultyModule(t)
+	tok := f.open(t, "alice")
+	generate(t, tok, "p256", hsm.KindP256)
+	k := openKey(t, tok, "p256", nil)
+	for _, fault := range []string{"crash", "exit", "removed"} {
+		f.signsWrong(t, k, fault, hsm.ErrGone)
+	}
+	for fault, do := range map[string]func() error{
+		"crash-login": func() error {
+			other, err := token.Open(t.Context(), f.cfg, "pkcs11:token=alice", pin(userPIN))
+			if err == nil {
+				other.Close()
+			}
+			return err
+		},
+		"crash-find": func() error { _, err := tok.List(t.Context()); return err },
 	} {
 		f.do(t, fault)
-		sig, err := hsm.SignMessage(context.Background(), k, []byte("m"))
-		if sig != nil || !errors.Is(err, want) {
-			t.Errorf("%s: got %d bytes and %v, want %v", fault, len(sig), err, want)
+		if err := do(); !errors.Is(err, hsm.ErrGone) {
+			t.Errorf("%s: %v, want ErrGone", fault, err)
 		}
 		f.do(t, "")
-		if err := sign(k); err != nil {
+		if err := do(); err != nil {
 			t.Errorf("after %s: %v", fault, err)
 		}
+	}
+	if err := sign(k); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestFaultModuleHangs(t *testing.T) {
+	f := newFaultyModule(t)
+	tok := f.open(t, "alice")
+	generate(t, tok, "p256", hsm.KindP256)
+	f.signsWrong(t, openKey(t, tok, "p256", nil), "hang", hsm.ErrTimeout)
+	f.do(t, "hang-login")
+	if _, err := token.Open(t.Context(), f.cfg, "pkcs11:token=alice", pin(userPIN)); !errors.Is(err, hsm.ErrTimeout) {
+		t.Errorf("a login that hangs: %v, want ErrTimeout", err)
+	}
+	f.do(t, "")
+	f.open(t, "alice")
+}
+
+// A slow module is waited for, by many at a time; who cannot wait is told so, and
+// nobody gets an answer to another's question.
+func TestFaultModuleSlow(t *testing.T) {
+	f := newFaultyModule(t)
+	f.cfg.Timeout = time.Minute
+	tok := f.open(t, "alice")
+	generate(t, tok, "p256", hsm.KindP256)
+	k := openKey(t, tok, "p256", nil)
+	f.do(t, "slow")
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			if _, err := hsm.SignMessage(t.Context(), k, []byte("m")); err != nil {
+				t.Errorf("a slow signature: %v", err)
+			}
+		})
+	}
+	all.Wait()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := hsm.SignMessage(ctx, k, []byte("m")); !errors.Is(err, hsm.ErrTimeout) {
+		t.Errorf("with no time to wait: %v, want ErrTimeout", err)
+	}
+	if _, err := hsm.SignMessage(t.Context(), k, []byte("n")); err != nil {
+		t.Errorf("the next one: %v", err)
 	}
 }
 

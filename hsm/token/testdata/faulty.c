@@ -46,12 +46,20 @@ static CK_RV login(CK_SESSION_HANDLE s, CK_USER_TYPE user, CK_UTF8CHAR *pin, CK_
 		fputc('x', count);
 		fclose(count);
 	}
+	if (fault("crash-login"))
+		*(volatile int *)8 = 1;
+	if (fault("hang-login"))
+		pause();
 	return fault("locks") ? CKR_PIN_LOCKED : real->C_Login(s, user, pin, n);
 }
 
 static CK_RV sign(CK_SESSION_HANDLE s, CK_BYTE *data, CK_ULONG n, CK_BYTE *sig, CK_ULONG *size)
 {
-	CK_RV rv = real->C_Sign(s, data, n, sig, size);
+	CK_RV rv;
+
+	if (fault("slow"))
+		usleep(300 * 1000);
+	rv = real->C_Sign(s, data, n, sig, size);
 	if (fault("garbage") && rv == CKR_OK && sig)
 		sig[*size / 2] ^= 1;
 	if (fault("short") && rv == CKR_OK && sig)
@@ -69,6 +77,13 @@ static CK_RV sign(CK_SESSION_HANDLE s, CK_BYTE *data, CK_ULONG n, CK_BYTE *sig, 
 	return rv;
 }
 
+static CK_RV find_init(CK_SESSION_HANDLE s, CK_ATTRIBUTE *t, CK_ULONG n)
+{
+	if (fault("crash-find"))
+		*(volatile int *)8 = 1;
+	return real->C_FindObjectsInit(s, t, n);
+}
+
 /* A token on its way out: it still answers, with nothing in the answer. */
 static CK_RV attributes(CK_SESSION_HANDLE s, CK_OBJECT_HANDLE h, CK_ATTRIBUTE *t, CK_ULONG n)
 {
@@ -78,6 +93,10 @@ static CK_RV attributes(CK_SESSION_HANDLE s, CK_OBJECT_HANDLE h, CK_ATTRIBUTE *t
 		if (fault("blank-once"))
 			fclose(fopen(getenv("PKCS11_FAULT"), "w"));
 	}
+	if (rv == CKR_OK && n == 1 && t->pValue && t->type == CKA_VALUE && fault("garbage-secret"))
+		*(CK_BYTE *)t->pValue ^= 1;
+	if (rv == CKR_OK && n == 1 && t->pValue && t->type == CKA_VALUE && fault("short-secret"))
+		t->ulValueLen -= 1;
 	return fault("unreadable") ? CKR_DEVICE_REMOVED : rv;
 }
 
@@ -92,6 +111,7 @@ CK_RV C_GetFunctionList(CK_FUNCTION_LIST **list)
 	faulty.C_Login = login;
 	faulty.C_Sign = sign;
 	faulty.C_GetAttributeValue = attributes;
+	faulty.C_FindObjectsInit = find_init;
 	*list = &faulty;
 	return CKR_OK;
 }
