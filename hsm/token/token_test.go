@@ -5,7 +5,6 @@ import (
 	"crypto"
 	"crypto/ecdh"
 	"crypto/elliptic"
-	"crypto/sha256"
 	"encoding/asn1"
 	"errors"
 	"fmt"
@@ -14,8 +13,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -383,32 +380,6 @@ func TestKeyURI(t *testing.T) {
 	}
 	if info := k.Info(); info.Token != "alice" || info.Manufacturer != "SoftHSM project" || info.Class != hsm.ClassSoftware {
 		t.Errorf("info is %+v", info)
-	}
-}
-
-func BenchmarkSign(b *testing.B) {
-	for _, clients := range []int{1, 50} {
-		b.Run(fmt.Sprintf("%d", clients), func(b *testing.B) {
-			_, tok := newToken(b, "alice")
-			k := openKey(b, tok, "p256", nil)
-			digest := sha256.Sum256([]byte("m"))
-			var left atomic.Int64
-			left.Store(int64(b.N))
-			b.ResetTimer()
-			var all sync.WaitGroup
-			for range clients {
-				all.Go(func() {
-					for left.Add(-1) >= 0 {
-						if _, err := k.SignContext(context.Background(), digest[:], crypto.SHA256); err != nil {
-							b.Error(err)
-							return
-						}
-					}
-				})
-			}
-			all.Wait()
-			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "sign/s")
-		})
 	}
 }
 
