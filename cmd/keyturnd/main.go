@@ -5,20 +5,16 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"slices"
 	"syscall"
 	"time"
 
@@ -27,7 +23,6 @@ import (
 	"github.com/keyturn/keyturn/cmd/internal/config"
 	"github.com/keyturn/keyturn/cmd/internal/keys"
 	"github.com/keyturn/keyturn/cmd/internal/ui"
-	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/coordinator"
@@ -152,7 +147,7 @@ func readGenesis(path string) ([][]byte, error) {
 }
 
 func (s *server) serve(ctx context.Context, co *coordinator.Coordinator, conf *config.Coordinator, charter *signoff.Charter) error {
-	cert, err := s.certificate(ctx, conf.TLSKey, charter)
+	cert, err := s.certificate(ctx, conf, charter)
 	if err != nil {
 		return err
 	}
@@ -174,26 +169,4 @@ func (s *server) serve(ctx context.Context, co *coordinator.Coordinator, conf *c
 	case err = <-ran:
 	}
 	return errors.Join(err, srv.Close())
-}
-
-// certificate wraps the token's TLS key for TLS; clients pin the key and look
-// at nothing else in it.
-func (s *server) certificate(ctx context.Context, uri string, charter *signoff.Charter) (tls.Certificate, error) {
-	key, err := s.ring.Key(ctx, uri, nil)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	fp, err := hsm.Fingerprint(key.Public())
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	if !slices.ContainsFunc(charter.Coordinators, func(c signoff.Coordinator) bool { return c.TLS == dsse.Digest(fp) }) {
-		return tls.Certificate{}, fmt.Errorf("TLS key %s is no coordinator's in the charter: nobody would speak to it", dsse.Digest(fp))
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
 }

@@ -24,6 +24,7 @@
 //	path "transit/sign/NAME"    { capabilities = ["update"] }   # a signing key
 //	path "transit/encrypt/NAME" { capabilities = ["update"] }   # a sealing key
 //	path "transit/decrypt/NAME" { capabilities = ["update"] }
+//	path "pki/sign/ROLE"        { capabilities = ["update"] }   # for Store.Certificate
 //
 // Do not give "create": with it, transit makes a new key of a name that is gone.
 package vault

@@ -8,14 +8,15 @@ import (
 	"fmt"
 )
 
-// TLS is how a coordinator is served: TLS 1.3 with its own pinned certificate.
+// TLS is how a coordinator is served: TLS 1.3 with the certificate that own
+// returns, of which clients pin the key.
 // People, notaries and nodes not yet enrolled show no certificate; who shows
 // one must be an enrolled node (see VerifyConnection).
-func (c *Coordinator) TLS(own tls.Certificate) *tls.Config {
+func (c *Coordinator) TLS(own func() *tls.Certificate) *tls.Config {
 	return &tls.Config{
-		MinVersion:   tls.VersionTLS13,
-		Certificates: []tls.Certificate{own},
-		ClientAuth:   tls.RequestClientCert,
+		MinVersion:     tls.VersionTLS13,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return own(), nil },
+		ClientAuth:     tls.RequestClientCert,
 		// Every connection is looked at anew: a node retired meanwhile
 		// does not come back on an old ticket.
 		SessionTicketsDisabled: true,

@@ -98,7 +98,8 @@ func (h *Host) TryStart() (err error) {
 	srv := &http.Server{Handler: handler, ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug)}
 	done := make(chan struct{})
 	go func() { defer close(done); co.Run(ctx) }()
-	go srv.Serve(tls.NewListener(h.listener, co.TLS(selfSigned(c.T, c.TLS))))
+	cert := selfSigned(c.T, c.TLS)
+	go srv.Serve(tls.NewListener(h.listener, co.TLS(func() *tls.Certificate { return &cert })))
 	h.listener = nil
 	h.stop = func() {
 		srv.Close()

@@ -72,6 +72,9 @@ type Coordinator struct {
 	// prints it, where a recovery replaced the charter's.
 	LogKeyPublic string `mapstructure:"logKeyPublic"`
 	TLSKey       string `mapstructure:"tlsKey"`
+	// TLSVaultRole, MOUNT/sign/ROLE, has Vault's PKI engine sign the TLS key's
+	// certificate, for tools that look at certificates; empty: self-signed.
+	TLSVaultRole string `mapstructure:"tlsVaultRole"`
 }
 
 // Agent is the file of keyturn-agent.

@@ -104,7 +104,7 @@ func (r *Ring) Key(ctx context.Context, uri string, pinned crypto.PublicKey) (hs
 		}
 		return r.waiting(k), nil
 	case hsm.SchemeVault:
-		v, err := r.store(ctx)
+		v, err := r.Vault(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -176,7 +176,7 @@ func (r *Ring) Sealer(ctx context.Context, uri string) (hsm.Sealer, error) {
 		}
 		return t.Sealer(ctx, uri, r.access())
 	case hsm.SchemeVault:
-		v, err := r.store(ctx)
+		v, err := r.Vault(ctx)
 		if err != nil {
 			return nil, err
 		}

@@ -24,8 +24,8 @@ const (
 	envClientKey    = "VAULT_CLIENT_KEY"
 )
 
-// store returns the login to Vault, which is made at the first use.
-func (r *Ring) store(ctx context.Context) (*vault.Store, error) {
+// Vault returns the login to Vault, which is made at the first use.
+func (r *Ring) Vault(ctx context.Context) (*vault.Store, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.vault != nil {
