@@ -58,6 +58,7 @@ fuzz: ## each fuzz target for FUZZTIME (default 1m)
 
 bench: ## benchmarks, each a ratio against a named peer in one run
 	@set -o pipefail; CGO_ENABLED=1 go test -p 1 -timeout 60m -run '^$$' -bench . -benchtime 1s ./... | grep -E '^(Benchmark|pkg|ok|FAIL|panic|---)' 
+	@set -o pipefail; cd attest/peer && CGO_ENABLED=1 go test -bench . -benchtime 1s ./... | grep -E '^(Benchmark|pkg|ok|FAIL|panic|---)' 
 
 clean: ## remove what was built
 	@rm -rf bin build
