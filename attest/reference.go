@@ -169,15 +169,15 @@ func NewReferences(sets []*ReferenceSet, now int64) *References {
 }
 
 // Selection returns the PCRs that a node must quote: 0 to 7, those that policy
-// adds, those that the sets name, and 10 if one of them has rules for files.
-// Ascending.
+// adds, those that the sets name, and, if one of them has rules for files, 10 with
+// what the kernel's boot_aggregate is of, 8 and 9. Ascending.
 func (refs *References) Selection(policy []int) []int {
 	pcrs := []int{0, 1, 2, 3, 4, 5, 6, 7}
 	pcrs = append(pcrs, policy...)
 	for _, r := range refs.sets {
 		pcrs = append(pcrs, r.pcrs...)
 		if r.files != nil {
-			pcrs = append(pcrs, pcrIMA)
+			pcrs = append(pcrs, 8, 9, pcrIMA)
 		}
 	}
 	slices.Sort(pcrs)

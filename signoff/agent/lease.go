@@ -101,9 +101,8 @@ func (p *proving) remember(nonce []byte, s sending) {
 // and no more: two of a node for one epoch put it out, and whoever proposes the
 // epoch could show both.
 type question struct {
-	epoch   uint64
-	claimed uint64 // the log's index of this node's last claim: what was quoted before is void
-	pcrs    string // those asked for
+	floor uint64 // size of the log that must have been seen
+	pcrs  string // those asked for
 }
 
 // prove sends evidence for each epoch, and the same again where nothing came of
@@ -118,7 +117,8 @@ func (a *Agent) prove(ctx context.Context) {
 			every = time.Duration(s.Policy.Compiled.Leases().Epoch) * time.Second
 			now, err := boottime()
 			if a.enrolled {
-				q = question{nextEpoch(s), s.Nodes[a.id].Claimed, fmt.Sprint(attest.Selection(s.ReferenceSets(), nil, s.Time))}
+				floor, _ := s.EvidenceFloor(a.id)
+				q = question{floor, fmt.Sprint(attest.Selection(s.ReferenceSets(), nil, s.Time))}
 				due = q != given.to || now-a.proving.last > every
 			}
 			return err

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/attest"
+	"github.com/keyturn/keyturn/attest/ima"
 	"github.com/keyturn/keyturn/attest/tpm"
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/hsm/file"
@@ -71,6 +72,7 @@ type world struct {
 	output int64  // bytes, of the launches asked for
 	probe  string // path
 	leases string
+	files  *ima.Rules // of the reference set, nil for none
 
 	snapshots string // directory on a file system that all machines share
 }
@@ -80,7 +82,7 @@ const slow = "leases: {epoch: 1, lease: 60, drainGrace: 2}"
 
 // newWorld starts a cluster whose charter accepts the boot of the machines made
 // here, and enrols the first.
-func newWorld(t *testing.T, leases string, machines int) *world {
+func newWorld(t *testing.T, leases string, machines int, edits ...func(*world)) *world {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("skipped: the gate needs root")
@@ -93,6 +95,9 @@ func newWorld(t *testing.T, leases string, machines int) *world {
 	w.boot = w.bootKey()
 	for i := range machines {
 		w.nodes = append(w.nodes, w.newMachine(fmt.Sprintf("node-%d", i+1)))
+	}
+	for _, edit := range edits {
+		edit(w)
 	}
 	w.Cluster = signofftest.Start(t, w.editCharter)
 	w.seal()
@@ -155,7 +160,7 @@ func (w *world) editCharter(c *signoff.Charter) {
 	boot, err := signoff.NewPublicKey(w.boot.Public(), hsm.ClassSoftware)
 	w.must(err)
 	c.BootPolicy = &boot
-	set := &attest.ReferenceSet{Name: "test", Version: 1, NotBefore: 1, NotAfter: time.Now().Unix() + 86400, PCRs: map[int][]attest.Digest{}}
+	set := &attest.ReferenceSet{Name: "test", Version: 1, NotBefore: 1, NotAfter: time.Now().Unix() + 86400, PCRs: map[int][]attest.Digest{}, IMA: w.files}
 	for _, m := range w.nodes {
 		c.EKRoots = append(c.EKRoots, m.emulator.CA...)
 		values, err := m.device.ReadPCRs(w.t.Context(), []int{4, 8})
@@ -191,7 +196,7 @@ func (m *machine) config() agent.Config {
 		group := filepath.Join(cgroups(m.w.t), m.group())
 		m.w.t.Cleanup(func() { os.Remove(group) }) // it stays if a run is left in it
 	}
-	return agent.Config{ID: m.w.ID, Charter: m.w.Charter, TPM: m.device, Dir: filepath.Join(m.dir, "state"), EventLog: m.log, BootApproval: m.approval,
+	return agent.Config{ID: m.w.ID, Charter: m.w.Charter, TPM: m.device, Dir: filepath.Join(m.dir, "state"), EventLog: m.log, IMA: filepath.Join(m.dir, "ima"), BootApproval: m.approval,
 		Objects: []string{m.w.sealed}, Socket: filepath.Join(filepath.Dir(strings.TrimPrefix(m.emulator.Path, "unix:")), "agent"), Gate: m.gate, Snapshots: m.w.snapshots, Log: m.w.Log.With("node", m.name)}
 }
 

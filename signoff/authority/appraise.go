@@ -66,14 +66,26 @@ func (e *appraiser) forEpoch(p *Presented) (*Node, attest.Verdict, error) {
 }
 
 // epochFloor is the size of the log that evidence for the next epoch must at
-// least have seen: past the last epoch, the node's own enrolment, and its last
-// claim, which brought a newer quote.
+// least have seen: past the last epoch, the node's own enrolment, its last claim,
+// which brought a newer quote, and the last change of reference sets, which may ask
+// for more. So a node has one answer to give, and whoever proposes the epoch cannot
+// choose among several.
 func (s *State) epochFloor(n *Node) uint64 {
-	floor := max(n.Index, n.Claimed) + 1
+	floor := max(n.Index, n.Claimed, s.referenced) + 1
 	if s.Epoch != nil {
 		floor = max(floor, s.Epoch.Index+1)
 	}
 	return floor
+}
+
+// EvidenceFloor is the size of the log that evidence of the node must at least
+// have seen to count in the next epoch.
+func (s *State) EvidenceFloor(node Digest) (uint64, bool) {
+	n, ok := s.Nodes[node]
+	if !ok {
+		return 0, false
+	}
+	return s.epochFloor(n), true
 }
 
 // appraise judges one piece of evidence whose nonce is the log's root at a size

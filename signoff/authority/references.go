@@ -31,8 +31,9 @@ type Reference struct {
 	Set       *attest.ReferenceSet `json:"-"`         // withdrawing ends its validity
 }
 
-func putReference(r *Reference) change {
-	return change{key: "reference/" + r.ID.Hex(), value: r, put: func(s *State) { s.setReferences(r) }}
+// putReference records what the entry at index makes of a set.
+func putReference(r *Reference, index uint64) change {
+	return change{key: "reference/" + r.ID.Hex(), value: r, put: func(s *State) { s.setReferences(r); s.referenced = index }}
 }
 
 // setReferences puts records into the state and works out what follows from them.
@@ -174,7 +175,7 @@ func (d decision) withdrawals(request Digest, sets []Digest) []change {
 	for _, id := range sets {
 		r := *d.state.References[id]
 		r.Withdrawn, r.Set = request, endedBefore(r.Set, d.state.Time)
-		out = append(out, putReference(&r))
+		out = append(out, putReference(&r, d.index))
 	}
 	return out
 }

@@ -47,11 +47,12 @@ type State struct {
 	Epoch      *Epoch
 	Documents  map[Digest]uint64 // documents that took effect, with their index
 
-	signers   map[Digest]signer      // whose word counts now: people, notaries and the group, by signing key
-	groupID   Digest                 // fingerprint of the group key
-	logKeys   map[Digest]bool        // every key that ever signed checkpoints, by fingerprint
-	inForce   []*Reference           // see ReferencesInForce
-	consulted []*attest.ReferenceSet // see ReferenceSets
+	signers    map[Digest]signer      // whose word counts now: people, notaries and the group, by signing key
+	groupID    Digest                 // fingerprint of the group key
+	logKeys    map[Digest]bool        // every key that ever signed checkpoints, by fingerprint
+	inForce    []*Reference           // see ReferencesInForce
+	referenced uint64                 // index of the last entry that changed reference sets, 0 for the charter's
+	consulted  []*attest.ReferenceSet // see ReferenceSets
 
 	// What the records above say, by other keys: with 100,000 nodes nothing
 	// may look through all of them for one.

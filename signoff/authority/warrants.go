@@ -126,7 +126,7 @@ func (d decision) effect(r *Request) ([]change, error) {
 		return d.lift(r.ID, doc.Resume.Halts), nil
 	case doc.Adopt != nil:
 		ref := &Reference{ID: doc.Adopt.Set, Name: doc.Adopt.Name, Version: doc.Adopt.Version, Index: d.index, Adopted: r.ID, Set: r.Set}
-		return []change{putReference(ref)}, nil
+		return []change{putReference(ref, d.index)}, nil
 	case doc.Withdraw != nil:
 		return d.withdrawals(r.ID, doc.Withdraw.Sets), nil
 	}
