@@ -45,7 +45,7 @@ func weightsCmd(a *app) *cobra.Command {
 
 An export has release.json and receipt.json besides, and opens with
 keyturn weights open, or with age and age-plugin-keyturn.`}
-	cmd.AddCommand(sealCmd(a), registerCmd(a), weightsInfoCmd(a), weightsVerifyCmd(a), exportCmd(a), openCmd(a), identityCmd(a), recipientCmd(a), drillCmd(a))
+	cmd.AddCommand(sealCmd(a), resealCmd(a), registerCmd(a), weightsInfoCmd(a), weightsVerifyCmd(a), exportCmd(a), openCmd(a), identityCmd(a), recipientCmd(a), drillCmd(a))
 	return cmd
 }
 

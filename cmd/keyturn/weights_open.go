@@ -134,29 +134,18 @@ func (a *app) open(ctx context.Context, trust trustFlags, dir, key, out string) 
 	if err := vacant(out); err != nil {
 		return err
 	}
-	r, err := trust.bundle(a, dir)
+	x, err := a.exported(trust, dir)
 	if err != nil {
 		return err
 	}
-	d, err := sealedAt(dir, trustedBy(r))
-	if err != nil {
-		return err
-	}
-	if d.objectID != r.ObjectID {
-		return ui.WithHint(fmt.Errorf("%s is object %s, the release is of %s", dir, d.objectID, r.ObjectID), "use the release bundle of this export")
-	}
-	keyFor, wipe, err := a.unlock(ctx, r, key)
+	defer x.files.Close()
+	keyFor, wipe, err := a.unlock(ctx, x.release, key)
 	if err != nil {
 		return err
 	}
 	defer wipe()
-	files, err := d.open()
-	if err != nil {
-		return err
-	}
-	defer files.Close()
 	report, done := a.progress("opening")
-	err = files.Open(ctx, out, keyFor, weights.Run{Progress: report})
+	err = x.files.Open(ctx, out, keyFor, weights.Run{Progress: report})
 	done()
 	if err != nil {
 		return err
@@ -165,9 +154,32 @@ func (a *app) open(ctx context.Context, trust trustFlags, dir, key, out string) 
 		Object dsse.Digest `json:"object"`
 		Path   string      `json:"path"`
 		Files  int         `json:"files"`
-	}{d.objectID, out, len(d.manifest.Files)}, func(w writer) {
-		fmt.Fprintf(w, "%s: %d files, each what was signed\n", out, len(d.manifest.Files))
+	}{x.objectID, out, len(x.manifest.Files)}, func(w writer) {
+		fmt.Fprintf(w, "%s: %d files, each what was signed\n", out, len(x.manifest.Files))
 	})
+}
+
+// An export is a sealed directory with the verified release of its object.
+type export struct {
+	*sealedDir
+	release *release.Release
+	files   *weights.Directory // the caller closes it
+}
+
+func (a *app) exported(trust trustFlags, dir string) (*export, error) {
+	r, err := trust.bundle(a, dir)
+	if err != nil {
+		return nil, err
+	}
+	d, err := sealedAt(dir, trustedBy(r))
+	if err != nil {
+		return nil, err
+	}
+	if d.objectID != r.ObjectID {
+		return nil, ui.WithHint(fmt.Errorf("%s is object %s, the release is of %s", dir, d.objectID, r.ObjectID), "use the release bundle of this export")
+	}
+	files, err := d.open()
+	return &export{d, r, files}, err
 }
 
 // unlock opens the shares of a release with the recipient's key.

@@ -53,13 +53,75 @@ checked the result with keyturn weights info and keyturn weights drill.`,
 	return require(cmd, "out")
 }
 
+func resealCmd(a *app) *cobra.Command {
+	s := &sealing{app: a}
+	var trust trustFlags
+	var key string
+	cmd := &cobra.Command{Use: "reseal EXPORT", Short: "seal an export anew, so that old shares open it no more", Args: cobra.ExactArgs(1),
+		Long: `Reseal opens an export with the recipient's key and seals the same weights
+again, as a new object with fresh keys for the people and notaries of today.
+No plaintext is written anywhere, and the manifest stays the same to the byte.
+
+This is what revokes: dealing again moves shares to other holders and changes
+no key, so that enough old shares go on to open the old object. Once the new one
+is checked (keyturn weights info, keyturn weights drill), destroy every copy of
+the old ciphertext: whoever has one and enough old shares still opens it.`,
+		RunE: func(cmd *cobra.Command, args []string) error { return s.reseal(cmd.Context(), trust, args[0], key) }}
+	f := cmd.Flags()
+	f.StringVar(&trust.release, "release", "", "release bundle (default "+releaseFile+" in the directory)")
+	f.StringVar(&key, "key", "", "URI of the recipient's key: pkcs11:... or file:PATH")
+	f.StringVar(&s.out, "out", "", "directory to make, as a rule DIR.sealed")
+	f.StringVar(&s.name, "name", "", "name that approvers are shown (default the old object's)")
+	f.BoolVar(&s.offline, "offline", false, "do not send anything to the log")
+	return require(cmd, "key", "out")
+}
+
+func (s *sealing) reseal(ctx context.Context, trust trustFlags, dir, key string) error {
+	if err := vacant(s.out); err != nil {
+		return err
+	}
+	x, err := s.exported(trust, dir)
+	if err != nil {
+		return err
+	}
+	defer x.files.Close()
+	if s.name == "" {
+		s.name = x.object.Name
+	}
+	keyFor, wipe, err := s.unlock(ctx, x.release, key)
+	if err != nil {
+		return err
+	}
+	defer wipe()
+	return s.make(ctx, "sealing anew", func(o weights.Options) error {
+		_, err := x.files.Reseal(ctx, s.out, keyFor, o)
+		return err
+	})
+}
+
 func (s *sealing) run(ctx context.Context, dir string) error {
-	if err := s.prepare(ctx, dir); err != nil {
+	if s.name == "" {
+		abs, err := filepath.Abs(dir)
+		if err != nil {
+			return err
+		}
+		s.name = filepath.Base(abs)
+	}
+	return s.make(ctx, "sealing", func(o weights.Options) error {
+		o.Name, o.Sharded = s.name, s.sharded
+		_, err := weights.Seal(ctx, dir, s.out, o)
+		return err
+	})
+}
+
+// make has seal make the sealed directory, and brings it into the log.
+func (s *sealing) make(ctx context.Context, doing string, seal func(weights.Options) error) error {
+	if err := s.prepare(ctx); err != nil {
 		return err
 	}
 	defer s.secrets.Wipe()
-	report, done := s.progress("sealing")
-	_, err := weights.Seal(ctx, dir, s.out, weights.Options{Name: s.name, Sharded: s.sharded, Progress: report, Finish: s.finish})
+	report, done := s.progress(doing)
+	err := seal(weights.Options{Progress: report, Finish: s.finish})
 	done()
 	if err != nil {
 		return err
@@ -88,7 +150,7 @@ func (s *sealing) run(ctx context.Context, dir string) error {
 }
 
 // prepare refuses what would fail after hours of work, and opens the token.
-func (s *sealing) prepare(ctx context.Context, dir string) (err error) {
+func (s *sealing) prepare(ctx context.Context) (err error) {
 	if !s.offline { // the shares go to the people of today
 		if err := s.sync(ctx, 1); err != nil {
 			return err
@@ -96,13 +158,6 @@ func (s *sealing) prepare(ctx context.Context, dir string) (err error) {
 	}
 	if s.sealer, err = s.me(); err != nil {
 		return err
-	}
-	if s.name == "" {
-		abs, err := filepath.Abs(dir)
-		if err != nil {
-			return err
-		}
-		s.name = filepath.Base(abs)
 	}
 	if err := signoff.CheckText("name", s.name); err != nil {
 		return ui.WithHint(err, "give another name with --name")

@@ -66,7 +66,7 @@ type Sealed struct {
 // killed there is no dst; nothing is resumed, since a key must never see a
 // second version of a file, and the next attempt clears what is left. It fails
 // with ErrChanged if src changes meanwhile and ErrExists if dst exists.
-func Seal(ctx context.Context, src, dst string, o Options) (_ *Sealed, err error) {
+func Seal(ctx context.Context, src, dst string, o Options) (*Sealed, error) {
 	if o.Finish == nil || o.Name == "" {
 		return nil, errors.New("weights: seal: options lack a name or a Finish function")
 	}
@@ -75,11 +75,16 @@ func Seal(ctx context.Context, src, dst string, o Options) (_ *Sealed, err error
 		return nil, err
 	}
 	defer t.Close()
-	entries, err := t.list(ctx)
+	return seal(ctx, plainTree{t}, dst, o)
+}
+
+// seal is Seal from any source.
+func seal(ctx context.Context, src source, dst string, o Options) (_ *Sealed, err error) {
+	entries, err := src.list(ctx)
 	if err != nil {
 		return nil, err
 	}
-	s, err := newSealing(t, entries, o)
+	s, err := newSealing(src, entries, o)
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +102,7 @@ func Seal(ctx context.Context, src, dst string, o Options) (_ *Sealed, err error
 // A sealing is one run of Seal.
 type sealing struct {
 	o       Options
-	src     *tree
+	src     source
 	entries []entry
 	paths   []string // of the age files, below the result
 	out     *workspace
@@ -111,9 +116,9 @@ type sealing struct {
 	tensors []*Tensors
 }
 
-func newSealing(t *tree, entries []entry, o Options) (*sealing, error) {
+func newSealing(src source, entries []entry, o Options) (*sealing, error) {
 	if len(entries) == 0 || len(entries) > maxResources {
-		return nil, fmt.Errorf("weights: seal: %q holds %d files, want 1 to %d", t.dir.Name(), len(entries), maxResources)
+		return nil, fmt.Errorf("weights: seal: there are %d files, want 1 to %d", len(entries), maxResources)
 	}
 	names := make([]string, len(entries))
 	for i, e := range entries {
@@ -131,7 +136,7 @@ func newSealing(t *tree, entries []entry, o Options) (*sealing, error) {
 	}
 	_, total := sizes(entries)
 	return &sealing{
-		o: o, src: t, entries: entries, paths: paths,
+		o: o, src: src, entries: entries, paths: paths,
 		engine: stream.NewEngine(o.Workers), meter: newMeter(o.Progress, total),
 		keys: make([]stream.FileKey, len(entries)), files: make([]File, len(entries)),
 		sums: make([]Digest, len(entries)), tensors: make([]*Tensors, len(entries)),
@@ -191,7 +196,7 @@ func (s *sealing) bodies(ctx context.Context, files []int) (err error) {
 	}
 	failed := s.encrypt(ctx, open)
 	for _, f := range open {
-		if err := f.unchanged(f.src); err != nil {
+		if err := f.src.unchanged(); err != nil {
 			return err // which may be why it failed
 		}
 	}
@@ -207,16 +212,17 @@ func (s *sealing) bodies(ctx context.Context, files []int) (err error) {
 // A plainFile is one file on its way into an age file.
 type plainFile struct {
 	entry
-	index    int
-	src, dst *os.File
-	body     stream.Body
-	digest   *digester
-	meter    meterWriter
+	index  int
+	src    sourceFile
+	dst    *os.File
+	body   stream.Body
+	digest *digester
+	meter  meterWriter
 }
 
 func (s *sealing) prepare(i int) (_ *plainFile, err error) {
 	f := &plainFile{entry: s.entries[i], index: i, digest: newDigester(s.o.Sharded), meter: s.meter.writer(s.entries[i].name)}
-	if f.src, err = s.src.open(f.entry); err != nil {
+	if f.src, err = s.src.openPlain(i, f.entry); err != nil {
 		return nil, err
 	}
 	if err := s.readTensors(f); err != nil {
