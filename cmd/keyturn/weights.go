@@ -72,6 +72,9 @@ type trusted struct {
 func sealedAt(path string, t trusted) (*sealedDir, error) {
 	d := &sealedDir{path: path, trusted: t}
 	s, err := readLineFile(filepath.Join(path, objectFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, ui.WithHint(err, "give a directory that keyturn weights seal or export made")
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -207,6 +210,9 @@ func (t *trustFlags) bundle(a *app, dir string) (*release.Release, error) {
 		file = filepath.Join(dir, releaseFile)
 	}
 	b, err := readBounded(file, release.MaxSize)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, ui.WithHint(err, "only an export has one and opens: keyturn request export, then keyturn weights export")
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -269,28 +275,7 @@ func (a *app) progress(what string) (report func(weights.Progress), done func())
 // holders returns who holds shares of what is sealed now: the people as last
 // seen, and the charter's notaries.
 func (t trusted) holders() (lockbox.Params, error) {
-	p := lockbox.Params{Charter: t.anchor}
-	var err error
-	if p.People, err = t.people.Holders(t.charter.Threshold); err != nil {
-		return p, err
-	}
-	p.Machines.Threshold = uint16(t.charter.Quorum())
-	for _, x := range t.charter.Notaries {
-		if err := addHolder(&p.Machines, x.Exchange); err != nil {
-			return p, fmt.Errorf("%s: %w", x.Name, err)
-		}
-	}
-	return p, p.Check()
-}
-
-func addHolder(g *lockbox.Group, k signoff.PublicKey) error {
-	pub, err := k.ECDH()
-	if err != nil {
-		return err
-	}
-	key, err := lockbox.P256Recipient(pub)
-	g.Holders = append(g.Holders, lockbox.Holder{Index: uint16(len(g.Holders) + 1), Key: key})
-	return err
+	return authority.Holders(t.anchor, t.charter, t.people)
 }
 
 // A weightsView is sealed weights as seal and info answer them.
@@ -353,13 +338,15 @@ func (v weightsView) text(w io.Writer) {
 		withstands = "no quantum computer: enough shares are sealed to P-256 keys alone"
 	}
 	sealer := v.Sealer
+	opens := fmt.Sprintf("%d of %d people and %d of %d notaries", v.People.Threshold, v.People.Holders, v.Machines.Threshold, v.Machines.Holders)
 	if !v.Claim.IsZero() {
 		sealer = fmt.Sprintf("%s in claim %s, if the log says so", v.Sealer, v.Claim)
+		opens += "; in later uses of its run, the notaries alone"
 	}
 	ui.Table(w, [][]string{
 		{"object", v.Object.String()}, {"name", v.Name}, {"sealed by", sealer}, {"manifest", v.Manifest.String()},
 		{"content", strings.TrimSuffix(fmt.Sprintf("%d files, %s, %d tensors, %d parameters, %s", v.Files, ui.Bytes(v.Bytes), v.Tensors, v.Parameters, strings.Join(v.DTypes, " ")), ", ")},
-		{"opens with", fmt.Sprintf("%d of %d people and %d of %d notaries", v.People.Threshold, v.People.Holders, v.Machines.Threshold, v.Machines.Holders)},
+		{"opens with", opens},
 		{"shares", shares}, {"withstands", withstands},
 	})
 }

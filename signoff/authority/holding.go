@@ -8,14 +8,18 @@ import (
 )
 
 // Holders is who gets shares of what is sealed now.
-func (s *State) Holders() (lockbox.Params, error) {
-	p := lockbox.Params{Charter: s.ID}
+func (s *State) Holders() (lockbox.Params, error) { return Holders(s.ID, s.Charter, s.People) }
+
+// Holders is who gets shares of what is sealed for these people and the
+// charter's notaries.
+func Holders(id Digest, c *signoff.Charter, people *Roster) (lockbox.Params, error) {
+	p := lockbox.Params{Charter: id}
 	var err error
-	if p.People, err = s.People.Holders(s.Charter.Threshold); err != nil {
+	if p.People, err = people.Holders(c.Threshold); err != nil {
 		return p, err
 	}
-	p.Machines.Threshold = uint16(s.Charter.Quorum())
-	for i, n := range s.Charter.Notaries {
+	p.Machines.Threshold = uint16(c.Quorum())
+	for i, n := range c.Notaries {
 		pub, err := n.Exchange.ECDH()
 		if err != nil {
 			return p, fmt.Errorf("%s: %w", n.Name, err)
