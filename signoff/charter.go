@@ -47,11 +47,17 @@ type Person struct {
 	Spares []Token `json:"spares,omitempty"`
 }
 
-// A Token is the two distinct keys of one token.
+// A Token is the two distinct keys of one token, or the one key of a holder that
+// only signs, such as an SSH agent.
 type Token struct {
-	Signing  PublicKey `json:"signing"`  // P-256, signs decisions
-	Exchange PublicKey `json:"exchange"` // P-256, receives shares
+	Signing  PublicKey `json:"signing"`           // P-256, signs decisions
+	Exchange PublicKey `json:"exchange,omitzero"` // P-256, receives shares; omitted: it opens none
 }
+
+// HoldsShare reports whether shares can be dealt to the token. All of a person's
+// tokens do, or none does, so that who approves is enough to know how many shares
+// come with it.
+func (t Token) HoldsShare() bool { return len(t.Exchange.SPKI) > 0 || t.Exchange.Class != "" }
 
 // ID names the token: the fingerprint of its signing key. The id of the first
 // token that a person had names the person, for good.
@@ -195,6 +201,7 @@ func (c *Charter) checkPeople(seen KeySet) error {
 		return fmt.Errorf("people's threshold %d of %d, want at least 2 and at most all", c.Threshold, n)
 	}
 	names := map[string]bool{}
+	holders := 0
 	for _, p := range c.People {
 		if names[p.Name] {
 			return fmt.Errorf("two people are named %q", p.Name)
@@ -203,6 +210,12 @@ func (c *Charter) checkPeople(seen KeySet) error {
 		if err := CheckPerson(p, c.Development, seen); err != nil {
 			return err
 		}
+		if p.HoldsShare() {
+			holders++
+		}
+	}
+	if holders < c.Threshold {
+		return fmt.Errorf("%d of %d people have an exchange key and can hold a share, opening takes %d", holders, n, c.Threshold)
 	}
 	return nil
 }
@@ -224,16 +237,31 @@ func CheckPerson(p Person, development bool, seen KeySet) error {
 			return err
 		}
 	}
+	return p.CheckAlike()
+}
+
+// CheckAlike refuses a person some of whose tokens hold shares and some not.
+func (p Person) CheckAlike() error {
+	for _, t := range p.Spares {
+		if t.HoldsShare() != p.HoldsShare() {
+			return fmt.Errorf("some of %s's tokens have an exchange key and some have none; give one to all or to none", p.Name)
+		}
+	}
 	return nil
 }
 
 // CheckToken is CheckPerson for one token.
 func CheckToken(owner string, t Token, development bool, seen KeySet) error {
-	for _, k := range []struct {
-		use string
-		key PublicKey
-	}{{"signing key", t.Signing}, {"exchange key", t.Exchange}} {
-		field := owner + "'s " + k.use
+	type use struct {
+		name string
+		key  PublicKey
+	}
+	uses := []use{{"signing key", t.Signing}}
+	if t.HoldsShare() {
+		uses = append(uses, use{"exchange key", t.Exchange})
+	}
+	for _, k := range uses {
+		field := owner + "'s " + k.name
 		if err := k.key.check(field, !development, hsm.ClassAttested, hsm.ClassWitnessed); err != nil {
 			return err
 		}

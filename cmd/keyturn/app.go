@@ -179,6 +179,9 @@ func (a *app) exchange(ctx context.Context) (hsm.Decrypter, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !t.HoldsShare() {
+		return nil, fmt.Errorf("the token that signs as %s has no exchange key: it holds no share and opens nothing", a.conf.Name)
+	}
 	pub, err := t.Exchange.ECDH()
 	if err != nil {
 		return nil, err

@@ -163,16 +163,16 @@ func recipientsOf(s *authority.State, r *signoff.Request) ([]recipient, error) {
 }
 
 // shares opens this person's share of each object, one token operation each,
-// and seals it to every recipient. Toward them that cannot be taken back.
+// and seals it to every recipient. A person whose token only signs has none. Toward them that cannot be taken back.
 func (d *decision) shares(ctx context.Context, p *plan) ([]signoff.Share, error) {
-	if len(p.objects) == 0 {
-		return nil, nil
-	}
-	key, err := d.exchange(ctx)
+	me, err := d.me()
 	if err != nil {
 		return nil, err
 	}
-	me, err := d.me()
+	if len(p.objects) == 0 || !me.HoldsShare() {
+		return nil, nil
+	}
+	key, err := d.exchange(ctx)
 	if err != nil {
 		return nil, err
 	}

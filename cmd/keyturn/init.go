@@ -158,10 +158,17 @@ func charterText(w writer, c *signoff.Charter, id dsse.Digest) {
 	if c.Development {
 		fmt.Fprintln(w, "             DEVELOPMENT CHARTER: software keys and emulated machines are accepted")
 	}
+	holders := 0
 	for _, p := range c.People {
-		fmt.Fprintf(w, "person       %s of %s, %v, %s key %s\n", p.Name, p.Organisation, p.Roles, p.Signing.Class, p.ID())
+		signs := ""
+		if p.HoldsShare() {
+			holders++
+		} else {
+			signs = ", signs only"
+		}
+		fmt.Fprintf(w, "person       %s of %s, %v, %s key %s%s\n", p.Name, p.Organisation, p.Roles, p.Signing.Class, p.ID(), signs)
 	}
-	fmt.Fprintf(w, "shares       %d of %d people open weights\n", c.Threshold, len(c.People))
+	fmt.Fprintf(w, "shares       %d of %d people open weights\n", c.Threshold, holders)
 	for i := range c.Notaries {
 		y := &c.Notaries[i]
 		fmt.Fprintf(w, "notary       %s of %s, %s key %s\n", y.Name, y.Organisation, y.Signing.Class, y.ID())

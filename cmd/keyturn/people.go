@@ -53,14 +53,18 @@ type personView struct {
 
 type tokenView struct {
 	Signing  dsse.Digest `json:"signing"`
-	Exchange dsse.Digest `json:"exchange"`
-	Class    hsm.Class   `json:"class"` // of the signing key
+	Exchange dsse.Digest `json:"exchange"` // empty of a token that only signs
+	Class    hsm.Class   `json:"class"`    // of the signing key
 }
 
 func viewPerson(m *authority.Member) personView {
 	v := personView{Person: m.ID, Name: m.Name, Organisation: m.Organisation, Roles: m.Roles, Index: m.Index}
 	for _, t := range m.Tokens() {
-		v.Tokens = append(v.Tokens, tokenView{t.Signing.Fingerprint(), t.Exchange.Fingerprint(), t.Signing.Class})
+		view := tokenView{Signing: t.Signing.Fingerprint(), Class: t.Signing.Class}
+		if t.HoldsShare() {
+			view.Exchange = t.Exchange.Fingerprint()
+		}
+		v.Tokens = append(v.Tokens, view)
 	}
 	return v
 }
@@ -71,7 +75,11 @@ func peopleText(w writer, views []personView) {
 		for i, t := range v.Tokens {
 			row := []string{"", "", "", "", fmt.Sprintf("%s, %s", t.Signing.Short(), t.Class)}
 			if i == 0 {
-				copy(row, []string{v.Name, v.Organisation, strings.Join(v.Roles, ", "), fmt.Sprint(v.Index)})
+				share := fmt.Sprint(v.Index)
+				if t.Exchange.IsZero() {
+					share = "none"
+				}
+				copy(row, []string{v.Name, v.Organisation, strings.Join(v.Roles, ", "), share})
 			}
 			rows = append(rows, row)
 		}

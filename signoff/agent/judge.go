@@ -82,8 +82,8 @@ func (a *Agent) judge(s *authority.State, ask wish) (*plan, error) {
 }
 
 // gather collects the shares that the counted approvals carry to this node.
-// Each counted approval must have one for each object: the notaries' word that
-// people approved is not enough.
+// Each counted approval by a person who holds shares must have one for each
+// object: the notaries' word that people approved is not enough.
 func (p *plan) gather(s *authority.State, node Digest) error {
 	p.people, p.sealers = map[Digest][]sealedShare{}, map[Digest]crypto.PublicKey{}
 	to := s.Nodes[node].StorageFingerprint()
@@ -149,6 +149,9 @@ func (p *plan) take(s *authority.State, vote authority.Vote, to Digest) error {
 	token, ok := s.Tokens[vote.Signer]
 	if !ok || token.Person != doc.Person {
 		return fmt.Errorf("approval %s is signed with key %s, which is none of %s", vote.Approval, vote.Signer, doc.Person)
+	}
+	if !token.HoldsShare() {
+		return nil // it only signs; the others' shares must be enough
 	}
 	for _, o := range p.objects {
 		i := slices.IndexFunc(doc.Shares, func(sh signoff.Share) bool { return sh.Object == o.ID && sh.Recipient == to })

@@ -39,7 +39,9 @@ func Holders(id Digest, c *signoff.Charter, people *Roster) (lockbox.Params, err
 func (s *State) dealtToPeople(o *Object, blob Digest, deals []lockbox.Deal) (Holding, error) {
 	known := map[Digest]uint16{}
 	for _, t := range s.Tokens {
-		known[t.Exchange.Fingerprint()] = t.Index
+		if t.HoldsShare() {
+			known[t.Exchange.Fingerprint()] = t.Index
+		}
 	}
 	h, err := dealt(o, blob, lockbox.People, o.Doc.Lockbox.People, deals, known)
 	if err != nil {
@@ -92,7 +94,7 @@ func (r *Roster) holding(h Holding) map[uint16]bool {
 	out := map[uint16]bool{}
 	for _, m := range r.Members {
 		for _, t := range m.Tokens() {
-			if h.Holders[t.Exchange.Fingerprint()] == m.Index {
+			if t.HoldsShare() && h.Holders[t.Exchange.Fingerprint()] == m.Index {
 				out[m.Index] = true
 			}
 		}

@@ -52,6 +52,9 @@ func (s *State) changePeople(p *signoff.PeopleChange) (*succession, error) {
 	if n := len(r.Members); n > signoff.MaxPeople || n < t {
 		return nil, fmt.Errorf("%d people after it, want %d to %d", n, t, signoff.MaxPeople)
 	}
+	if n := r.canHold(); n < t {
+		return nil, fmt.Errorf("%d of the people after it have an exchange key and can hold a share, opening takes %d", n, t)
+	}
 	policy, err := compilePolicy(r, t, s.Policy.Text)
 	if err != nil {
 		return nil, fmt.Errorf("the policy in force, with the people after it: %w", err)
@@ -159,5 +162,16 @@ func (m *Member) changed(t signoff.TokenChange, development bool, keys signoff.K
 	if len(tokens) > 1 {
 		next.Spares = tokens[1:]
 	}
-	return &next, nil
+	return &next, next.CheckAlike()
+}
+
+// canHold counts the people to whom shares can be dealt.
+func (r *Roster) canHold() int {
+	n := 0
+	for _, m := range r.Members {
+		if m.HoldsShare() {
+			n++
+		}
+	}
+	return n
 }

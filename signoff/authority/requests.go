@@ -290,9 +290,17 @@ func (s *State) Recipients(r *signoff.Request) []Digest {
 	return nil
 }
 
-// checkShares wants exactly one share of each object for each recipient.
+// checkShares wants exactly one share of each object for each recipient, and
+// none from a token that opens none. How many shares come together so is for the
+// policy's compiler, which knows who holds none.
 func (d decision) checkShares(r *Request, a *signoff.Approval) error {
 	token := d.state.Tokens[d.doc.Hint]
+	if !token.HoldsShare() {
+		if n := len(a.Shares); n > 0 {
+			return fmt.Errorf("%d shares by %s, whose token has no exchange key and was dealt none", n, token.Name)
+		}
+		return nil
+	}
 	type place struct{ object, recipient Digest }
 	want := map[place]bool{}
 	for _, o := range r.Doc.Objects() {

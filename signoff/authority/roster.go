@@ -62,11 +62,14 @@ func (r *Roster) Named(name string) (*Member, bool) {
 }
 
 // Holders is the people's side of what is sealed for this roster. A spare
-// token gets the share of its person's first.
+// token gets the share of its person's first; who only signs gets none.
 func (r *Roster) Holders(threshold int) (lockbox.Group, error) {
 	g := lockbox.Group{Threshold: uint16(threshold)}
 	for _, m := range r.Members {
 		for i, t := range m.Tokens() {
+			if !t.HoldsShare() {
+				continue
+			}
 			pub, err := t.Exchange.ECDH()
 			if err != nil {
 				return g, fmt.Errorf("%s: %w", m.Name, err)
@@ -85,7 +88,7 @@ func (r *Roster) Holders(threshold int) (lockbox.Group, error) {
 func (r *Roster) policyRoster() policy.Roster {
 	var out policy.Roster
 	for _, m := range r.Members {
-		out.People = append(out.People, policy.Person{ID: m.ID, Name: m.Name, Organisation: m.Organisation, Roles: m.Roles, HoldsShare: true})
+		out.People = append(out.People, policy.Person{ID: m.ID, Name: m.Name, Organisation: m.Organisation, Roles: m.Roles, HoldsShare: m.HoldsShare()})
 	}
 	return out
 }
@@ -153,7 +156,9 @@ func (s *State) Keys() (signoff.KeySet, error) {
 	}
 	for _, t := range s.Tokens {
 		keys[t.Signing.Fingerprint()] = t.Name + "'s signing key"
-		keys[t.Exchange.Fingerprint()] = t.Name + "'s exchange key"
+		if t.HoldsShare() {
+			keys[t.Exchange.Fingerprint()] = t.Name + "'s exchange key"
+		}
 	}
 	for _, n := range s.Nodes {
 		keys[n.ID] = "the endorsement key of node " + n.Name

@@ -140,7 +140,11 @@ func (in Input) people(w *writer, c *signoff.PeopleChange) {
 
 func token(w *writer, t signoff.Token) {
 	w.field("", "signs with %s, %s", t.Signing.Fingerprint(), class(t.Signing))
-	w.field("", "opens with %s, %s", t.Exchange.Fingerprint(), class(t.Exchange))
+	if t.HoldsShare() {
+		w.field("", "opens with %s, %s", t.Exchange.Fingerprint(), class(t.Exchange))
+	} else {
+		w.field("", "opens nothing: it signs, and holds no share")
+	}
 }
 
 func (in Input) launch(w *writer, l *signoff.Launch) {

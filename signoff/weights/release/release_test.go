@@ -51,6 +51,28 @@ func TestVerifyAndUnlock(t *testing.T) {
 	u.Wipe()
 }
 
+// An approver without an exchange key is counted and brings no share: the others'
+// must be enough.
+func TestVerifyApproverWithoutShare(t *testing.T) {
+	w := releasetest.New(t, func(c *signoff.Charter) { c.People[4].Exchange = signoff.PublicKey{} })
+	o := w.Seal("model", model())
+	r, err := again(t, w.BundleBy(o, w.Recipient.PublicKey(), "bob", "erin", "carol", "dave")).Verify(w.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Join(r.Approvers, " ") != "bob erin carol dave" {
+		t.Errorf("approvers are %v", r.Approvers)
+	}
+	u, err := r.Unlock(context.Background(), w.Recipient)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Wipe()
+	if _, err := w.BundleBy(o, w.Recipient.PublicKey(), "bob", "erin", "carol").Verify(w.ID); err == nil || !strings.Contains(err.Error(), "2 people's shares, it takes 3") {
+		t.Errorf("two shares and a signature: %v", err)
+	}
+}
+
 // A snapshot was signed by a node's key, which the recipient cannot know: that
 // people approved this object is what counts.
 func TestVerifySnapshot(t *testing.T) {

@@ -348,14 +348,17 @@ func (v *verifier) approvals() error {
 		if a.Decision != signoff.Approve || a.Request != v.r.RequestID || a.Rule != v.r.Warrant.Rule {
 			return fmt.Errorf("%s signed %s for request %s under rule %s, the warrant is for %s under %s", p.Name, a.Decision, a.Request, a.Rule, v.r.RequestID, v.r.Warrant.Rule)
 		}
-		share, err := v.share(lockbox.People, p.Index, p.Exchange, a.Shares...)
-		if err != nil {
-			return fmt.Errorf("%s: %w", p.Name, err)
+		if p.HoldsShare() { // others only sign
+			share, err := v.share(lockbox.People, p.Index, p.Exchange, a.Shares...)
+			if err != nil {
+				return fmt.Errorf("%s: %w", p.Name, err)
+			}
+			v.r.people = append(v.r.people, share)
 		}
 		if _, ok := counted[s.Digest()]; ok {
 			counted[s.Digest()] = true
 		}
-		v.r.people, v.r.Approvers = append(v.r.people, share), append(v.r.Approvers, p.Name)
+		v.r.Approvers = append(v.r.Approvers, p.Name)
 	}
 	for d, there := range counted {
 		if !there {

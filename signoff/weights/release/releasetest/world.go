@@ -37,10 +37,14 @@ type World struct {
 	Now          int64
 }
 
-// New makes the keys.
-func New(t testing.TB) *World {
+// New makes the keys. Edits change the charter before it is signed.
+func New(t testing.TB, edits ...func(*signoff.Charter)) *World {
 	t.Helper()
-	w := &World{Cluster: signofftest.Keys(t, nil), Now: time.Now().Unix()}
+	w := &World{Cluster: signofftest.Keys(t, func(c *signoff.Charter) {
+		for _, edit := range edits {
+			edit(c)
+		}
+	}), Now: time.Now().Unix()}
 	group, err := file.Open(w.generate("group", hsm.KindEd25519), nil)
 	w.must(err)
 	w.Group = group
@@ -149,6 +153,9 @@ func (w *World) holders() lockbox.Params {
 	p := lockbox.Params{Charter: w.ID}
 	p.People.Threshold, p.Machines.Threshold = uint16(w.Charter.Threshold), uint16(w.Charter.Quorum())
 	for i, x := range w.Charter.People {
+		if !x.HoldsShare() {
+			continue
+		}
 		p.People.Holders = append(p.People.Holders, lockbox.Holder{Index: uint16(i + 1), Key: w.recipient(w.People[x.Name].Exchange)})
 	}
 	for i, n := range w.Notaries {
@@ -207,8 +214,10 @@ func (w *World) Approve(person string, o *Object, request dsse.Digest, to *ecdh.
 	p := w.People[person]
 	index := slices.IndexFunc(w.Charter.People, func(x signoff.Person) bool { return x.Name == person }) + 1
 	a := &signoff.Approval{Charter: w.ID, Request: request, Person: p.Doc.ID(), Decision: signoff.Approve, Rule: rule, Reason: "a test",
-		Created: w.Now, Expiry: w.Now + 3000, Nonce: signofftest.Nonce(), Display: rule, Seen: signoff.Seen{Size: 1, Root: rule},
-		Shares: []signoff.Share{w.Share(o, lockbox.People, uint16(index), p.Exchange, request, to)}}
+		Created: w.Now, Expiry: w.Now + 3000, Nonce: signofftest.Nonce(), Display: rule, Seen: signoff.Seen{Size: 1, Root: rule}}
+	if w.Charter.People[index-1].HoldsShare() {
+		a.Shares = []signoff.Share{w.Share(o, lockbox.People, uint16(index), p.Exchange, request, to)}
+	}
 	if edit != nil {
 		edit(a)
 	}
@@ -264,11 +273,17 @@ func (w *World) Prove(line []byte, logKey hsm.Key, cosigners int) string {
 // three notaries release.
 func (w *World) Bundle(o *Object, to *ecdh.PublicKey) *release.Bundle {
 	w.T.Helper()
+	return w.BundleBy(o, to, "bob", "carol", "dave")
+}
+
+// BundleBy is Bundle with other approvers.
+func (w *World) BundleBy(o *Object, to *ecdh.PublicKey, approvers ...string) *release.Bundle {
+	w.T.Helper()
 	q := w.Charter.Quorum()
 	request := w.Ask(o, to)
 	b := &release.Bundle{Version: release.Version, Charter: string(w.Genesis[0]), Object: string(o.Line()), Request: string(request.Line())}
 	var approvals []dsse.Digest
-	for _, person := range []string{"bob", "carol", "dave"} {
+	for _, person := range approvers {
 		a := w.Approve(person, o, request.Digest(), to, nil)
 		approvals = append(approvals, a.Digest())
 		b.Approvals = append(b.Approvals, string(a.Line()))
