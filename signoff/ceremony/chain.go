@@ -1,0 +1,412 @@
+package ceremony
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/dsse"
+)
+
+// A Chain is a ceremony up to some record. Whoever runs one and whoever
+// verifies a transcript use the same chain.
+type Chain struct {
+	Script  *Script
+	Digest  Digest // the script's
+	Mode    Mode
+	Run     []byte // 16 bytes
+	Charter Digest // that the ceremony belongs to; zero until a genesis has made it
+	Entries []Entry
+	Keys    map[string]signoff.PublicKey // that people signed with so far
+
+	last Digest
+	next int // the step to do
+	over bool
+}
+
+// An Entry is a record with its signatures.
+type Entry struct {
+	Record  *Record
+	Payload []byte
+	Signed  []*dsse.Envelope // one of each signer, in the record's order
+}
+
+// Sum is the digest of the record: what the next one names.
+func (e Entry) Sum() Digest { return sha256.Sum256(e.Payload) }
+
+// Begin starts the chain of a run.
+func Begin(m Mode, script, run []byte) (*Chain, error) {
+	s, err := ParseScript(script)
+	if err != nil {
+		return nil, err
+	}
+	if len(run) != 16 {
+		return nil, fmt.Errorf("ceremony: run of %d bytes, want 16", len(run))
+	}
+	if err := m.check(); err != nil {
+		return nil, fmt.Errorf("ceremony: %w", err)
+	}
+	digest := SumScript(script)
+	return &Chain{Script: s, Digest: digest, Mode: m, Run: run, Charter: s.Charter, Keys: map[string]signoff.PublicKey{},
+		last: First(m, digest, run)}, nil
+}
+
+// Next is the step to do, or nil at the end.
+func (c *Chain) Next() *Step {
+	if c.over || c.next == len(c.Script.Steps) {
+		return nil
+	}
+	return &c.Script.Steps[c.next]
+}
+
+// Last is the digest of the newest record.
+func (c *Chain) Last() Digest { return c.last }
+
+// Complete reports whether every step has its record and none ended the
+// ceremony.
+func (c *Chain) Complete() bool { return !c.over && c.next == len(c.Script.Steps) }
+
+// Aborted reports whether a record ended the ceremony.
+func (c *Chain) Aborted() bool { return c.over }
+
+// Draft begins the record of the next step. Findings, incidents, exceptions,
+// signers and times are for the caller to fill in, then [Chain.Finish].
+func (c *Chain) Draft(o Outcome) (*Record, error) {
+	step := c.Next()
+	if step == nil {
+		return nil, errors.New("ceremony: every step has its record")
+	}
+	return &Record{Mode: c.Mode, Script: c.Digest, Run: c.Run, Number: len(c.Entries) + 1, Previous: c.last, Step: step.Name, Outcome: o,
+		Findings: []Finding{}, Incidents: []Incident{}, Exceptions: []Exception{}}, nil
+}
+
+// Finish writes the text of a draft, checks the record as a verifier will, and
+// returns text and payload.
+func (c *Chain) Finish(r *Record) (text string, payload []byte, err error) {
+	text = Text(c.Script, r)
+	r.Display = sha256.Sum256([]byte(text))
+	if payload, err = r.Write(); err != nil {
+		return "", nil, err
+	}
+	return text, payload, c.Check(r)
+}
+
+// Check says whether the record may be the next one, whoever signed it.
+func (c *Chain) Check(r *Record) error {
+	step := c.Next()
+	if step == nil {
+		return fmt.Errorf("ceremony: record %d, %s: the ceremony has ended before it", r.Number, r.Step)
+	}
+	if err := c.check(r, step); err != nil {
+		return fmt.Errorf("ceremony: record %d, %s: %w", r.Number, r.Step, err)
+	}
+	return nil
+}
+
+func (c *Chain) check(r *Record, step *Step) error {
+	switch {
+	case r.Mode != c.Mode:
+		return fmt.Errorf("mode %s in a chain of mode %s: a rehearsal is never the real thing, nor part of it", r.Mode, c.Mode)
+	case r.Script != c.Digest:
+		return fmt.Errorf("made under script %s, this one is %s: the script was changed", r.Script, c.Digest)
+	case !bytes.Equal(r.Run, c.Run):
+		return fmt.Errorf("of run %x, this is run %x", r.Run, c.Run)
+	case r.Number != len(c.Entries)+1:
+		return fmt.Errorf("want number %d: a record is missing or out of order", len(c.Entries)+1)
+	case r.Previous != c.last:
+		return fmt.Errorf("names %s as the one before, which is %s: a record is missing, altered or out of order", r.Previous, c.last)
+	case r.Step != step.Name:
+		return fmt.Errorf("the script's next step is %s: a step is missing or out of order", step.Name)
+	case r.Outcome == Waived && step.Proves != "":
+		return fmt.Errorf("this step proves that %s: it cannot be waived", step.Proves)
+	}
+	if err := c.checkSigners(r, step); err != nil {
+		return err
+	}
+	if err := c.checkMade(r, step); err != nil {
+		return err
+	}
+	for _, x := range r.Exceptions {
+		if _, ok := c.Script.Person(x.Decided); !ok {
+			return fmt.Errorf("exception decided by %s, who is nobody of the script", x.Decided)
+		}
+	}
+	if r.Outcome == Passed {
+		if err := c.checkFindings(r, step); err != nil {
+			return err
+		}
+	}
+	if want := Digest(sha256.Sum256([]byte(Text(c.Script, r)))); r.Display != want {
+		return fmt.Errorf("its signers were shown text %s, script and record give %s", r.Display, want)
+	}
+	return nil
+}
+
+// checkSigners wants exactly the people whom script and outcome ask for, each
+// with the key they signed with before, and no key twice.
+func (c *Chain) checkSigners(r *Record, step *Step) error {
+	want := c.Script.Signers(step, r.Outcome)
+	if len(r.Signers) != len(want) {
+		return fmt.Errorf("%d signers, the script wants %v", len(r.Signers), want)
+	}
+	for i, g := range r.Signers {
+		if g.Name != want[i] {
+			return fmt.Errorf("signer %d is %s, the script wants %v", i+1, g.Name, want)
+		}
+		if known, ok := c.Keys[g.Name]; ok && !bytes.Equal(known.SPKI, g.Key.SPKI) {
+			return fmt.Errorf("%s signs with key %s, and signed with %s before", g.Name, g.Key.Fingerprint(), known.Fingerprint())
+		}
+		for name, k := range c.Keys {
+			if name != g.Name && bytes.Equal(k.SPKI, g.Key.SPKI) {
+				return fmt.Errorf("%s and %s sign with one key, %s", name, g.Name, k.Fingerprint())
+			}
+		}
+		for _, other := range r.Signers[:i] {
+			if bytes.Equal(other.Key.SPKI, g.Key.SPKI) {
+				return fmt.Errorf("%s and %s sign with one key, %s", other.Name, g.Name, g.Key.Fingerprint())
+			}
+		}
+	}
+	return nil
+}
+
+// checkFindings looks at what a passed step must have found, and checks again
+// what can be checked with public keys alone.
+func (c *Chain) checkFindings(r *Record, step *Step) error {
+	for _, name := range findsOf(step) {
+		if r.Find(name) == "" {
+			return fmt.Errorf("a %s that passed has found its %s, this one has not", step.Do, name)
+		}
+	}
+	switch step.Do {
+	case MakeKey, ProveSpare:
+		return c.checkKey(r, step)
+	case WriteCharter, VerifyCharter:
+		return c.checkCharter(r)
+	case Accept:
+		return c.checkAcceptance(r, step)
+	case VerifyKeygen, VerifyLog:
+		return c.checkCharter(r)
+	case ReadAloud:
+		return c.checkAloud(r, step)
+	case FileDigest:
+		got, err := r.digest("digest")
+		if err == nil && !step.Digest.IsZero() && got != step.Digest {
+			err = fmt.Errorf("file %s has digest %s, the script wants %s", step.File, got, step.Digest)
+		}
+		return err
+	}
+	return nil
+}
+
+// checkMade wants whoever signs with a key that this ceremony made to sign with
+// that key, from the step on in which it was made.
+func (c *Chain) checkMade(r *Record, step *Step) error {
+	for _, g := range r.Signers {
+		p, _ := c.Script.Person(g.Name)
+		for i := range c.Script.Steps {
+			t := &c.Script.Steps[i]
+			if t.Do != MakeKey || p.Token == "" || t.Token != p.Token || t.Object != p.Object {
+				continue
+			}
+			made, ok := c.Done(t.Name)
+			if t.Name == step.Name && r.Outcome == Passed {
+				made, ok = r, true
+			}
+			if !ok {
+				continue
+			}
+			if key, err := FoundKey(made); err != nil || !bytes.Equal(key.SPKI, g.Key.SPKI) {
+				return fmt.Errorf("%s signs with key %s, which is not the one that step %s made", g.Name, g.Key.Fingerprint(), t.Name)
+			}
+		}
+	}
+	return nil
+}
+
+func findsOf(step *Step) []string {
+	finds := strings.Fields(kinds[step.Do].finds)
+	if step.Do == MakeKey && step.Key != hsm.KindSeal {
+		finds = append(finds, "public", "fingerprint")
+	}
+	return finds
+}
+
+// SpareChallenge is what a spare token signs: it is of this run and place.
+func SpareChallenge(c *Chain, person string) []byte {
+	d := dsse.Sum("keyturn/ceremony-spare/v1", []byte(c.Mode), c.Digest[:], c.Run, c.last[:], []byte(person))
+	return d[:]
+}
+
+func (c *Chain) checkKey(r *Record, step *Step) error {
+	thing, ok := c.Script.Thing(step.Token)
+	if !ok || c.Mode == Real && r.Find("serial") != thing.Serial {
+		return fmt.Errorf("found a token with serial number %q, the script wants %s with %q", r.Find("serial"), step.Token, thing.Serial)
+	}
+	if !hsm.Class(r.Find("class")).Valid() {
+		return fmt.Errorf("key class %q is unknown", r.Find("class"))
+	}
+	if step.Key == hsm.KindSeal {
+		return nil
+	}
+	key, err := FoundKey(r)
+	if err != nil {
+		return err
+	}
+	pub, err := key.Public()
+	if err != nil {
+		return err
+	}
+	if got, err := r.digest("fingerprint"); err != nil || got != key.Fingerprint() {
+		return fmt.Errorf("found fingerprint %q, the key has %s", r.Find("fingerprint"), key.Fingerprint())
+	}
+	if step.Do != ProveSpare {
+		return nil
+	}
+	sig, err := base64.StdEncoding.DecodeString(r.Find("signature"))
+	if err == nil {
+		err = hsm.VerifyMessage(pub, SpareChallenge(c, step.Person), sig)
+	}
+	if err != nil {
+		return fmt.Errorf("%s's spare did not sign in this step: %w", step.Person, err)
+	}
+	return nil
+}
+
+// FoundKey is the public key that a step found.
+func FoundKey(r *Record) (signoff.PublicKey, error) {
+	spki, err := base64.StdEncoding.DecodeString(r.Find("public"))
+	if err != nil {
+		return signoff.PublicKey{}, fmt.Errorf("found public key: %w", err)
+	}
+	return signoff.PublicKey{SPKI: spki, Class: hsm.Class(r.Find("class"))}, nil
+}
+
+// checkCharter holds every step to one charter.
+func (c *Chain) checkCharter(r *Record) error {
+	d, err := r.digest("charter")
+	if err == nil && !c.Charter.IsZero() && d != c.Charter {
+		err = fmt.Errorf("found charter %s, this ceremony is about %s", d, c.Charter)
+	}
+	return err
+}
+
+func (c *Chain) checkAcceptance(r *Record, step *Step) error {
+	if err := c.checkCharter(r); err != nil {
+		return err
+	}
+	line, err := signoff.ReadLine([]byte(r.Find("acceptance")))
+	if err != nil {
+		return err
+	}
+	a, ok := line.Doc.(*signoff.Acceptance)
+	if !ok || a.Charter != c.Charter {
+		return fmt.Errorf("a %s of charter %s, want an acceptance of %s", line.Doc.Kind(), line.Doc.Cluster(), c.Charter)
+	}
+	for _, g := range r.Signers {
+		if g.Name != step.Person {
+			continue
+		}
+		pub, err := g.Key.Public()
+		if err != nil {
+			return err
+		}
+		if a.Person != g.Key.Fingerprint() {
+			return fmt.Errorf("accepted by %s, %s is %s", a.Person, g.Name, g.Key.Fingerprint())
+		}
+		return line.Verify(pub)
+	}
+	return fmt.Errorf("%s does not sign", step.Person)
+}
+
+func (c *Chain) checkAloud(r *Record, step *Step) error {
+	want, err := c.Expected(step)
+	if err != nil {
+		return err
+	}
+	got, err := r.digest("digest")
+	if err == nil && got != want {
+		err = fmt.Errorf("%s was read aloud, step %s found %s", got, step.Of, want)
+	}
+	return err
+}
+
+// Expected is the digest that a read-aloud step is to hear.
+func (c *Chain) Expected(step *Step) (Digest, error) {
+	of, ok := c.Done(step.Of)
+	if !ok {
+		return Digest{}, fmt.Errorf("step %s did not pass: there is no digest to compare", step.Of)
+	}
+	t, _ := c.Script.step(step.Of)
+	return of.digest(digestOf[t.Do])
+}
+
+// Done returns the record of a step that passed.
+func (c *Chain) Done(step string) (*Record, bool) {
+	i := slices.IndexFunc(c.Entries, func(e Entry) bool { return e.Record.Step == step && e.Record.Outcome == Passed })
+	if i < 0 {
+		return nil, false
+	}
+	return c.Entries[i].Record, true
+}
+
+// Add verifies a record and its signatures, one of each signer in the record's
+// order, and takes it as the next. On any error the chain is as it was.
+func (c *Chain) Add(payload []byte, signed []*dsse.Envelope) error {
+	r, err := ReadRecord(payload)
+	if err != nil {
+		return err
+	}
+	if err := c.Check(r); err != nil {
+		return err
+	}
+	if len(signed) != len(r.Signers) {
+		return fmt.Errorf("ceremony: record %d, %s: %d signatures, its %d signers sign once each", r.Number, r.Step, len(signed), len(r.Signers))
+	}
+	for i, g := range r.Signers {
+		if err := VerifySigner(payload, g, signed[i]); err != nil {
+			return fmt.Errorf("ceremony: record %d, %s: %w", r.Number, r.Step, err)
+		}
+	}
+	c.add(Entry{r, payload, signed})
+	return nil
+}
+
+// VerifySigner checks one countersignature.
+func VerifySigner(payload []byte, g Signer, e *dsse.Envelope) error {
+	if !bytes.Equal(e.Payload, payload) {
+		return fmt.Errorf("%s's signature is over another record", g.Name)
+	}
+	pub, err := g.Key.Public()
+	if err == nil {
+		err = e.Verify(pub)
+	}
+	if err != nil {
+		return fmt.Errorf("signature of %s: %w", g.Name, err)
+	}
+	return nil
+}
+
+// add is the only function that changes a chain.
+func (c *Chain) add(e Entry) {
+	c.Entries = append(c.Entries, e)
+	c.last = e.Sum()
+	for _, g := range e.Record.Signers {
+		c.Keys[g.Name] = g.Key
+	}
+	if e.Record.Outcome == Aborted {
+		c.over = true
+		return
+	}
+	step := c.Next()
+	if e.Record.Outcome == Passed && (step.Do == WriteCharter || step.Do == VerifyCharter) {
+		c.Charter, _ = e.Record.digest("charter") // checked before
+	}
+	c.next++
+}

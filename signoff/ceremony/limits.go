@@ -1,0 +1,27 @@
+package ceremony
+
+// Every bound of the package, with its reason.
+const (
+	// MaxScript is the size of a script in bytes: an hour's reading aloud.
+	MaxScript = 64 << 10
+
+	// MaxTranscript is the size of a transcript in bytes: a blob of the log.
+	MaxTranscript = 8 << 20
+
+	// MaxPeople and MaxEquipment are what fits into a room.
+	MaxPeople    = 64
+	MaxEquipment = 256
+
+	// MaxSteps bounds a script: a day's work.
+	MaxSteps = 256
+
+	// MaxSigners bounds the countersignatures of one step.
+	MaxSigners = 16
+
+	maxFindings   = 16  // of one step
+	maxIncidents  = 64  // of one step; what is more is counted
+	maxExceptions = 16  // of one step
+	maxSerial     = 64  // bytes
+	maxNote       = 300 // bytes of one incident, so that all of them fit a record
+	maxDepth      = 16  // of YAML
+)

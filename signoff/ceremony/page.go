@@ -1,0 +1,54 @@
+package ceremony
+
+import (
+	_ "embed"
+	"encoding/base64"
+	"fmt"
+	"html/template"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/keyturn/keyturn/signoff/dsse"
+)
+
+//go:embed page.html
+var pageText string
+
+var page = template.Must(template.New("page").Funcs(template.FuncMap{
+	"groups": func(d Digest) template.HTML {
+		g := Groups(d) // hex digits and spaces
+		return template.HTML(`<span class="d">` + g[0] + `<br>` + g[1] + `</span>`)
+	},
+	"time": func(t int64) string { return time.Unix(t, 0).UTC().Format("2006-01-02 15:04:05 UTC") },
+	"hex":  func(b []byte) string { return fmt.Sprintf("%x", b) },
+	"list": func(l []string) string { return strings.Join(l, ", ") },
+	"inc":  func(i int) int { return i + 1 },
+	"digest": func(s string) *Digest {
+		if d, err := dsse.ParseDigest(s); err == nil {
+			return &d
+		}
+		return nil
+	},
+	"signature": func(e Entry, n int) string { return base64.StdEncoding.EncodeToString(e.Signed[n].Sig) },
+	"step":      func(r *Report, name string) *Step { t, _ := r.Script.step(name); return t },
+	"breaks": func(s string) []string { // so that a long word ends its line where it is cut
+		var out []string
+		for len(s) > 64 && !strings.Contains(s, " ") {
+			out, s = append(out, s[:64]), s[64:]
+		}
+		return append(out, s)
+	},
+}).Parse(pageText))
+
+// WritePage writes the record for paper: one page of HTML that needs nothing
+// beside it. Equal transcripts give equal pages.
+func (r *Report) WritePage(w io.Writer) error {
+	if err := page.Execute(w, r); err != nil {
+		return fmt.Errorf("ceremony: write the page: %w", err)
+	}
+	return nil
+}
+
+// Rehearsed reports whether this was a rehearsal.
+func (r *Report) Rehearsed() bool { return r.Mode != Real }
