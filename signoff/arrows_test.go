@@ -131,7 +131,7 @@ func TestClosures(t *testing.T) {
 // pure packages give the same answer to the same question wherever and
 // whenever they are asked.
 var pure = []string{
-	"signoff", "signoff/dsse", "signoff/proof", "signoff/display", "signoff/lockbox", "signoff/authority",
+	"signoff", "signoff/dsse", "signoff/proof", "signoff/display", "signoff/lockbox", "signoff/authority", "signoff/ceremony", "signoff/ceremony/paper",
 	"policy", "attest", "attest/eventlog", "attest/ima", "hsm/frost",
 }
 

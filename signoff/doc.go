@@ -56,6 +56,7 @@ const (
 	KindPosition   Kind = "position"
 	KindSigning    Kind = "signing"
 	KindChallenge  Kind = "challenge"
+	KindCeremony   Kind = "ceremony"
 )
 
 const (
@@ -122,6 +123,8 @@ func empty(k Kind) Document {
 		return new(Position)
 	case KindRecovery:
 		return new(Recovery)
+	case KindCeremony:
+		return new(Ceremony)
 	}
 	return nil
 }

@@ -199,7 +199,7 @@ func samples() map[string]signoff.Document {
 		"dkg-commitment": commitment(), "dkg-dealing": dealing(), "dkg-transcript": transcript(),
 		"object": object(), "object-snapshot": snapshot(), "deals": deals(), "approval": approval(), "warrant": warrant(), "activation": activation(), "tick": tick(), "epoch": epoch(),
 		"claim": claim(), "release": release(), "receipt": receipt(), "halt": halt(), "recovery": recovery(), "position": position(),
-		"signing": signing(), "challenge": challenge(), "request-export": export(), "request-launch": launch(),
+		"signing": signing(), "ceremony": &signoff.Ceremony{Charter: cluster, Person: digest("alice"), Script: digest("script"), Transcript: digest("transcript")}, "challenge": challenge(), "request-export": export(), "request-launch": launch(),
 		"request-enrol": request(func(r *signoff.Request) {
 			r.Action = signoff.ActionEnrol
 			r.Enrol = &signoff.Enrol{Name: "node-a", Node: digest("node"), Enrolment: digest("enrolment")}

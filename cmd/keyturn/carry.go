@@ -201,6 +201,8 @@ func blobsOf(doc signoff.Document) []dsse.Digest {
 		return []dsse.Digest{d.Evidence}
 	case *signoff.Claim:
 		return []dsse.Digest{d.Evidence}
+	case *signoff.Ceremony:
+		return []dsse.Digest{d.Transcript}
 	}
 	return nil
 }

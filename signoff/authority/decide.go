@@ -69,6 +69,8 @@ func (d decision) decide() ([]change, error) {
 		return d.receipt(doc)
 	case *signoff.Halt:
 		return d.halt(doc)
+	case *signoff.Ceremony:
+		return d.ceremony(doc)
 	case *signoff.Recovery:
 		return d.recovery(doc)
 	}

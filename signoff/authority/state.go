@@ -44,6 +44,7 @@ type State struct {
 	Halts      map[Digest]*Halt
 	Releases   map[Digest][]*signoff.Release // by claim, or by warrant for an export
 	References map[Digest]*Reference         // every set ever in force, by digest
+	Ceremonies map[Digest]*Ceremony          // by transcript
 	Epoch      *Epoch
 	Documents  map[Digest]uint64 // documents that took effect, with their index
 
@@ -223,7 +224,7 @@ type signer struct {
 func newState(id Digest) *State {
 	return &State{
 		ID: id, Accepted: map[Digest]bool{}, Requests: map[Digest]*Request{}, Warrants: map[Digest]*Warrant{},
-		Objects: map[Digest]*Object{}, Nodes: map[Digest]*Node{}, Claims: map[Digest]*Claim{}, Halts: map[Digest]*Halt{},
+		Objects: map[Digest]*Object{}, Nodes: map[Digest]*Node{}, Claims: map[Digest]*Claim{}, Halts: map[Digest]*Halt{}, Ceremonies: map[Digest]*Ceremony{},
 		Releases: map[Digest][]*signoff.Release{}, References: map[Digest]*Reference{}, Documents: map[Digest]uint64{}, signers: map[Digest]signer{}, Tokens: map[Digest]Owned{}, logKeys: map[Digest]bool{},
 		named: map[string]Digest{}, nodeKeys: map[Digest]Digest{}, fresh: map[Digest]Digest{},
 	}

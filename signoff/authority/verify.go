@@ -70,6 +70,8 @@ func (s *State) verifySigner(p prepared) error {
 		return s.byPerson(p, d.Person)
 	case *signoff.Halt:
 		return s.byPerson(p, d.Person)
+	case *signoff.Ceremony:
+		return s.byPerson(p, d.Person)
 	case *signoff.Commitment:
 		return s.byNotary(p, d.Notary)
 	case *signoff.Dealing:

@@ -343,7 +343,7 @@ func (c *Chain) Expected(step *Step) (Digest, error) {
 	if !ok {
 		return Digest{}, fmt.Errorf("step %s did not pass: there is no digest to compare", step.Of)
 	}
-	t, _ := c.Script.step(step.Of)
+	t, _ := c.Script.Step(step.Of)
 	return of.digest(digestOf[t.Do])
 }
 

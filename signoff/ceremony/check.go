@@ -289,13 +289,14 @@ func fileName(s string) bool {
 }
 
 // A Slot is a place for a key in a charter: "people NAME signing", "people NAME
-// exchange", "notaries NAME signing", "notaries NAME exchange", "notaries NAME
+// exchange", both also as "spare-…" for the person's first spare token, "notaries NAME signing", "notaries NAME exchange", "notaries NAME
 // witness", "log", "boot", or "tls" for the coordinators' TLS key.
 type Slot struct{ Of, Name, Use string }
 
 // slots says which kind of key each place takes.
 var slots = map[[2]string]hsm.Kind{
 	{"people", "signing"}: hsm.KindP256, {"people", "exchange"}: hsm.KindECDH,
+	{"people", "spare-signing"}: hsm.KindP256, {"people", "spare-exchange"}: hsm.KindECDH,
 	{"notaries", "signing"}: hsm.KindP256, {"notaries", "exchange"}: hsm.KindECDH, {"notaries", "witness"}: hsm.KindEd25519,
 	{"log", ""}: hsm.KindEd25519, {"boot", ""}: hsm.KindP256, {"tls", ""}: hsm.KindP256,
 }
@@ -309,7 +310,7 @@ func ParseSlot(text string) (Slot, hsm.Kind, error) {
 	}
 	kind, ok := slots[[2]string{s.Of, s.Use}]
 	if !ok || (len(words) != 3 && len(words) != 1) || s.Name != "" && signoff.CheckName("name", s.Name) != nil || (s.Use != "") != (s.Name != "") {
-		return s, "", fmt.Errorf("slot %.80q: want people NAME signing|exchange, notaries NAME signing|exchange|witness, log, boot or tls", text)
+		return s, "", fmt.Errorf("slot %.80q: want people NAME signing|exchange|spare-signing|spare-exchange, notaries NAME signing|exchange|witness, log, boot or tls", text)
 	}
 	return s, kind, nil
 }
@@ -321,7 +322,7 @@ func (s Slot) In(c *signoff.Charter) *signoff.PublicKey {
 	case "people":
 		for i := range c.People {
 			if p := &c.People[i]; p.Name == s.Name {
-				return map[string]*signoff.PublicKey{"signing": &p.Signing, "exchange": &p.Exchange}[s.Use]
+				return inPerson(p, s.Use)
 			}
 		}
 	case "notaries":
@@ -336,6 +337,17 @@ func (s Slot) In(c *signoff.Charter) *signoff.PublicKey {
 		return c.BootPolicy
 	}
 	return nil
+}
+
+func inPerson(p *signoff.Person, use string) *signoff.PublicKey {
+	token := &p.Token
+	if spare, ok := strings.CutPrefix(use, "spare-"); ok {
+		if len(p.Spares) == 0 {
+			return nil
+		}
+		token, use = &p.Spares[0], spare
+	}
+	return map[string]*signoff.PublicKey{"signing": &token.Signing, "exchange": &token.Exchange}[use]
 }
 
 // Check wants the charter to have the key in this place.
@@ -375,6 +387,11 @@ func (t *Step) checkSlot(earlier map[string]*Step) error {
 // checkObligations wants a step that proves what the purpose demands: that the
 // way back works, before the ceremony ends and everybody leaves.
 func (s *Script) checkObligations() error {
+	for _, name := range s.With(Holder) {
+		if !slices.ContainsFunc(s.Steps, func(t Step) bool { return t.Proves != "" && slices.Contains(t.By, name) }) {
+			return fmt.Errorf("%s is a holder and signs no step that proves something", name)
+		}
+	}
 	switch s.Purpose {
 	case Genesis:
 		if err := s.everyHolder("accepts the charter", Accept); err != nil {

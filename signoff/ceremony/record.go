@@ -270,7 +270,7 @@ func Text(s *Script, r *Record) string {
 	l.Prose("ceremony", s.Name+": "+s.Title)
 	groups(l, "script", r.Script)
 	l.Field("run", "%x", r.Run)
-	step, at := s.step(r.Step)
+	step, at := s.Step(r.Step)
 	if step == nil {
 		step = new(Step)
 	}
@@ -351,7 +351,8 @@ func Mark(m Mode, text string) string {
 	return b.String()
 }
 
-func (s *Script) step(name string) (*Step, int) {
+// Step finds a step and its place, from 0.
+func (s *Script) Step(name string) (*Step, int) {
 	i := slices.IndexFunc(s.Steps, func(t Step) bool { return t.Name == name })
 	if i < 0 {
 		return nil, i

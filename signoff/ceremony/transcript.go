@@ -122,25 +122,35 @@ type Report struct {
 	Unknown    []string // signers whom no anchor names, once Anchor was asked
 }
 
-// Anchors say whose keys are whose: fingerprints by name.
-type Anchors map[string]Digest
+// Anchors say whose keys are whose: fingerprints of signing keys by name.
+type Anchors map[string][]Digest
 
-// CharterAnchors are the signing keys of a charter's people and, for names that
-// no person has, of its notaries.
-func CharterAnchors(c *signoff.Charter) Anchors {
+// Add says that a key is somebody's.
+func (a Anchors) Add(name string, key Digest) { a[name] = append(a[name], key) }
+
+// NotaryAnchors are the signing keys of a charter's notaries.
+func NotaryAnchors(c *signoff.Charter) Anchors {
 	a := Anchors{}
 	for i := range c.Notaries {
-		a[c.Notaries[i].Name] = c.Notaries[i].ID()
-	}
-	for _, p := range c.People {
-		a[p.Name] = p.ID()
+		a.Add(c.Notaries[i].Name, c.Notaries[i].ID())
 	}
 	return a
 }
 
-// Anchor refuses a signer whose key is not the anchored one, and lists the
-// signers whom the anchors do not name. Software keys sign a real ceremony only
-// under a development charter.
+// CharterAnchors are the signing keys of a charter's notaries and people.
+func CharterAnchors(c *signoff.Charter) Anchors {
+	a := NotaryAnchors(c)
+	for _, p := range c.People {
+		for _, t := range p.Tokens() {
+			a.Add(p.Name, t.ID())
+		}
+	}
+	return a
+}
+
+// Anchor refuses a signer whose key is not an anchored one, and a holder whom
+// the anchors do not name; other signers whom they do not name it lists as
+// unknown. Software keys sign a real ceremony only under a development charter.
 func (r *Report) Anchor(a Anchors, development bool) error {
 	r.Unknown = nil
 	for _, p := range r.Script.People {
@@ -150,10 +160,12 @@ func (r *Report) Anchor(a Anchors, development bool) error {
 		}
 		want, ok := a[p.Name]
 		switch {
+		case !ok && p.Is(Holder):
+			return fmt.Errorf("ceremony: %s is a holder, signed with key %s, and is not known by any key", p.Name, k.Fingerprint())
 		case !ok:
 			r.Unknown = append(r.Unknown, p.Name)
-		case want != k.Fingerprint():
-			return fmt.Errorf("ceremony: %s signed with key %s, and is known by %s", p.Name, k.Fingerprint(), want)
+		case !slices.Contains(want, k.Fingerprint()):
+			return fmt.Errorf("ceremony: %s signed with key %s, and is known by %v", p.Name, k.Fingerprint(), want)
 		}
 		if k.Class == hsm.ClassSoftware && r.Mode == Real && !development {
 			return fmt.Errorf("ceremony: %s signed with a software key, which only a development charter takes", p.Name)
@@ -223,3 +235,6 @@ func (r *Report) Waived() []string {
 	}
 	return slices.Clip(out)
 }
+
+// Rehearsed reports whether this was a rehearsal.
+func (r *Report) Rehearsed() bool { return r.Mode != Real }

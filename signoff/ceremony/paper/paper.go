@@ -1,4 +1,7 @@
-package ceremony
+// Package paper writes the record of a ceremony for people who keep paper: one
+// page of HTML that needs nothing beside it. Print it, or have a browser write
+// it as PDF.
+package paper
 
 import (
 	_ "embed"
@@ -9,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/keyturn/keyturn/signoff/ceremony"
 	"github.com/keyturn/keyturn/signoff/dsse"
 )
 
@@ -16,21 +20,21 @@ import (
 var pageText string
 
 var page = template.Must(template.New("page").Funcs(template.FuncMap{
-	"groups": func(d Digest) template.HTML {
-		g := Groups(d) // hex digits and spaces
+	"groups": func(d dsse.Digest) template.HTML {
+		g := ceremony.Groups(d) // hex digits and spaces
 		return template.HTML(`<span class="d">` + g[0] + `<br>` + g[1] + `</span>`)
 	},
 	"time": func(t int64) string { return time.Unix(t, 0).UTC().Format("2006-01-02 15:04:05 UTC") },
 	"hex":  func(b []byte) string { return fmt.Sprintf("%x", b) },
 	"list": func(l []string) string { return strings.Join(l, ", ") },
 	"inc":  func(i int) int { return i + 1 },
-	"digest": func(s string) *Digest {
+	"digest": func(s string) *dsse.Digest {
 		if d, err := dsse.ParseDigest(s); err == nil {
 			return &d
 		}
 		return nil
 	},
-	"signature": func(e Entry, n int) string { return base64.StdEncoding.EncodeToString(e.Signed[n].Sig) },
+	"signature": func(e ceremony.Entry, n int) string { return base64.StdEncoding.EncodeToString(e.Signed[n].Sig) },
 	"step":      func(r *Report, name string) *Step { t, _ := r.Script.step(name); return t },
 	"breaks": func(s string) []string { // so that a long word ends its line where it is cut
 		var out []string
@@ -41,14 +45,10 @@ var page = template.Must(template.New("page").Funcs(template.FuncMap{
 	},
 }).Parse(pageText))
 
-// WritePage writes the record for paper: one page of HTML that needs nothing
-// beside it. Equal transcripts give equal pages.
-func (r *Report) WritePage(w io.Writer) error {
+// Write writes the page. Equal transcripts give equal pages.
+func Write(w io.Writer, r *ceremony.Report) error {
 	if err := page.Execute(w, r); err != nil {
-		return fmt.Errorf("ceremony: write the page: %w", err)
+		return fmt.Errorf("paper: write the record: %w", err)
 	}
 	return nil
 }
-
-// Rehearsed reports whether this was a rehearsal.
-func (r *Report) Rehearsed() bool { return r.Mode != Real }

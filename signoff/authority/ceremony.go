@@ -1,0 +1,53 @@
+package authority
+
+import (
+	"fmt"
+
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/ceremony"
+)
+
+// A Ceremony is a ceremony whose transcript is in the log.
+type Ceremony struct {
+	Document   Digest `json:"document"`
+	Index      uint64 `json:"index"`
+	Script     Digest `json:"script"`
+	Transcript Digest `json:"transcript"` // blob
+}
+
+// ceremony takes the transcript of a real ceremony of this charter that was
+// carried through, each of its holders signing with a key of theirs. It has no
+// effect but to stand here.
+func (d decision) ceremony(c *signoff.Ceremony) ([]change, error) {
+	if old, ok := d.state.Ceremonies[c.Transcript]; ok {
+		return nil, fmt.Errorf("transcript %s is registered at entry %d", c.Transcript, old.Index)
+	}
+	blob, err := d.blob(c.Transcript)
+	if err != nil {
+		return nil, err
+	}
+	report, err := ceremony.Parse(blob)
+	if err != nil {
+		return nil, err
+	}
+	if report.Digest != c.Script {
+		return nil, fmt.Errorf("it names script %s, the transcript is of script %s", c.Script, report.Digest)
+	}
+	if err := report.Counts(d.state.ID); err != nil {
+		return nil, err
+	}
+	if err := report.Anchor(d.state.ceremonyAnchors(), d.state.Charter.Development); err != nil {
+		return nil, err
+	}
+	r := &Ceremony{Document: d.id, Index: d.index, Script: c.Script, Transcript: c.Transcript}
+	return []change{{key: "ceremony/" + c.Transcript.Hex(), value: r, put: func(s *State) { s.Ceremonies[r.Transcript] = r }}}, nil
+}
+
+// ceremonyAnchors are the keys of everybody who is or was in this cluster.
+func (s *State) ceremonyAnchors() ceremony.Anchors {
+	a := ceremony.NotaryAnchors(s.Charter)
+	for key, t := range s.Tokens {
+		a.Add(t.Name, key)
+	}
+	return a
+}
