@@ -35,7 +35,7 @@ var page = template.Must(template.New("page").Funcs(template.FuncMap{
 		return nil
 	},
 	"signature": func(e ceremony.Entry, n int) string { return base64.StdEncoding.EncodeToString(e.Signed[n].Sig) },
-	"step":      func(r *Report, name string) *Step { t, _ := r.Script.step(name); return t },
+	"step":      func(r *ceremony.Report, name string) *ceremony.Step { t, _ := r.Script.Step(name); return t },
 	"breaks": func(s string) []string { // so that a long word ends its line where it is cut
 		var out []string
 		for len(s) > 64 && !strings.Contains(s, " ") {
