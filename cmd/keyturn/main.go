@@ -65,7 +65,7 @@ log but not yet final.`,
 		requestCmd(a), listCmd(a), showCmd(a), statusCmd(a),
 		approveCmd(a), rejectCmd(a), withdrawCmd(a), submitCmd(a), carryCmd(a),
 		haltCmd(a), auditCmd(a), attestCmd(a), referenceCmd(a), warrantCmd(a), paeCmd(a), pemCmd(a), manCmd(root), configHelp(),
-		peopleCmd(a), weightsCmd(a),
+		peopleCmd(a), weightsCmd(a), ceremonyCmd(a),
 		runCmd(a), nodeCmd(a),
 	)
 	strictArgs(root)

@@ -36,15 +36,15 @@ func (d decision) ceremony(c *signoff.Ceremony) ([]change, error) {
 	if err := report.Counts(d.state.ID); err != nil {
 		return nil, err
 	}
-	if err := report.Anchor(d.state.ceremonyAnchors(), d.state.Charter.Development); err != nil {
+	if err := report.Anchor(d.state.CeremonyAnchors(), d.state.Charter.Development); err != nil {
 		return nil, err
 	}
 	r := &Ceremony{Document: d.id, Index: d.index, Script: c.Script, Transcript: c.Transcript}
 	return []change{{key: "ceremony/" + c.Transcript.Hex(), value: r, put: func(s *State) { s.Ceremonies[r.Transcript] = r }}}, nil
 }
 
-// ceremonyAnchors are the keys of everybody who is or was in this cluster.
-func (s *State) ceremonyAnchors() ceremony.Anchors {
+// CeremonyAnchors are the keys of everybody who is or was in this cluster.
+func (s *State) CeremonyAnchors() ceremony.Anchors {
 	a := ceremony.NotaryAnchors(s.Charter)
 	for key, t := range s.Tokens {
 		a.Add(t.Name, key)

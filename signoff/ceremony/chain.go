@@ -205,26 +205,34 @@ func (c *Chain) checkFindings(r *Record, step *Step) error {
 	return nil
 }
 
+// Made is the key that this ceremony made for the person to sign with, in an
+// earlier step or in r, the record of step.
+func (c *Chain) Made(name string, step *Step, r *Record) (signoff.PublicKey, bool) {
+	p, ok := c.Script.Person(name)
+	if !ok || p.Token == "" {
+		return signoff.PublicKey{}, false
+	}
+	i := slices.IndexFunc(c.Script.Steps, func(t Step) bool { return t.Do == MakeKey && t.Token == p.Token && t.Object == p.Object })
+	if i < 0 {
+		return signoff.PublicKey{}, false
+	}
+	made, ok := c.Done(c.Script.Steps[i].Name)
+	if c.Script.Steps[i].Name == step.Name && r.Outcome == Passed {
+		made, ok = r, true
+	}
+	if !ok {
+		return signoff.PublicKey{}, false
+	}
+	key, err := FoundKey(made)
+	return key, err == nil
+}
+
 // checkMade wants whoever signs with a key that this ceremony made to sign with
 // that key, from the step on in which it was made.
 func (c *Chain) checkMade(r *Record, step *Step) error {
 	for _, g := range r.Signers {
-		p, _ := c.Script.Person(g.Name)
-		for i := range c.Script.Steps {
-			t := &c.Script.Steps[i]
-			if t.Do != MakeKey || p.Token == "" || t.Token != p.Token || t.Object != p.Object {
-				continue
-			}
-			made, ok := c.Done(t.Name)
-			if t.Name == step.Name && r.Outcome == Passed {
-				made, ok = r, true
-			}
-			if !ok {
-				continue
-			}
-			if key, err := FoundKey(made); err != nil || !bytes.Equal(key.SPKI, g.Key.SPKI) {
-				return fmt.Errorf("%s signs with key %s, which is not the one that step %s made", g.Name, g.Key.Fingerprint(), t.Name)
-			}
+		if key, ok := c.Made(g.Name, step, r); ok && !bytes.Equal(key.SPKI, g.Key.SPKI) {
+			return fmt.Errorf("%s signs with key %s, which is not the one that this ceremony made, %s", g.Name, g.Key.Fingerprint(), key.Fingerprint())
 		}
 	}
 	return nil

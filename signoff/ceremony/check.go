@@ -197,7 +197,7 @@ func (s *Script) checkStep(t *Step, earlier map[string]*Step) error {
 		if !slices.Contains([]hsm.Kind{hsm.KindP256, hsm.KindEd25519, hsm.KindECDH, hsm.KindSeal}, t.Key) {
 			return fmt.Errorf("key %.40q, want p256, ed25519, ecdh or seal", t.Key)
 		}
-		return t.checkSlot(earlier)
+		return s.checkMakeKey(t, earlier)
 	case ProveSpare:
 		if p, _ := s.Person(t.Person); p.Token == t.Token {
 			return fmt.Errorf("%s signs with %s: a spare is another token", p.Name, t.Token)
@@ -207,12 +207,26 @@ func (s *Script) checkStep(t *Step, earlier map[string]*Step) error {
 		if of == nil || digestOf[of.Do] == "" || of.Key == hsm.KindSeal {
 			return fmt.Errorf("%.80q is no earlier step with a digest to compare", t.Of)
 		}
-	case Accept:
+	case Accept, Position:
 		if !madeCharter(earlier) {
 			return errors.New("no step before it makes or reads the charter")
 		}
 	}
 	return nil
+}
+
+func (s *Script) checkMakeKey(t *Step, earlier map[string]*Step) error {
+	for _, e := range earlier {
+		if e.Do == MakeKey && e.Token == t.Token && e.Object == t.Object {
+			return fmt.Errorf("step %s makes %s on %s already", e.Name, t.Object, t.Token)
+		}
+	}
+	for _, p := range s.People {
+		if p.Token == t.Token && p.Object == t.Object && t.Key != hsm.KindP256 && t.Key != hsm.KindEd25519 {
+			return fmt.Errorf("%s signs with %s on %s, and a %s key signs nothing", p.Name, t.Object, t.Token, t.Key)
+		}
+	}
+	return t.checkSlot(earlier)
 }
 
 // digestOf names the finding that is read aloud for a kind of step.
@@ -337,6 +351,26 @@ func (s Slot) In(c *signoff.Charter) *signoff.PublicKey {
 		return c.BootPolicy
 	}
 	return nil
+}
+
+// Fill puts a key into the place. The charter must have the place, and no other
+// key in it.
+func (s Slot) Fill(c *signoff.Charter, k signoff.PublicKey) error {
+	if s.Of == "tls" {
+		for i := range c.Coordinators {
+			if co := &c.Coordinators[i]; co.TLS.IsZero() {
+				co.TLS = k.Fingerprint()
+			}
+		}
+		return s.Check(c, k)
+	}
+	if s.Of == "boot" && c.BootPolicy == nil {
+		c.BootPolicy = new(signoff.PublicKey)
+	}
+	if place := s.In(c); place != nil && len(place.SPKI) == 0 {
+		*place = k
+	}
+	return s.Check(c, k)
 }
 
 func inPerson(p *signoff.Person, use string) *signoff.PublicKey {

@@ -18,8 +18,10 @@ const (
 	// MaxSigners bounds the countersignatures of one step.
 	MaxSigners = 16
 
+	// MaxIncidents bounds those of one step; what is more is counted.
+	MaxIncidents = 64
+
 	maxFindings   = 16  // of one step
-	maxIncidents  = 64  // of one step; what is more is counted
 	maxExceptions = 16  // of one step
 	maxSerial     = 64  // bytes
 	maxNote       = 300 // bytes of one incident, so that all of them fit a record

@@ -168,8 +168,8 @@ func (r *Record) validate() error {
 	if !slices.Contains([]Outcome{Passed, Waived, Aborted}, r.Outcome) {
 		return fmt.Errorf("outcome %.40q, want %s, %s or %s", r.Outcome, Passed, Waived, Aborted)
 	}
-	if len(r.Findings) > maxFindings || len(r.Incidents) > maxIncidents || len(r.Exceptions) > maxExceptions || len(r.Signers) > MaxSigners {
-		return fmt.Errorf("more than %d findings, %d incidents, %d exceptions or %d signers", maxFindings, maxIncidents, maxExceptions, MaxSigners)
+	if len(r.Findings) > maxFindings || len(r.Incidents) > MaxIncidents || len(r.Exceptions) > maxExceptions || len(r.Signers) > MaxSigners {
+		return fmt.Errorf("more than %d findings, %d incidents, %d exceptions or %d signers", maxFindings, MaxIncidents, maxExceptions, MaxSigners)
 	}
 	if r.Findings == nil || r.Incidents == nil || r.Exceptions == nil || len(r.Signers) < 2 {
 		return errors.New("a list is missing, or fewer than two people sign")
@@ -337,6 +337,16 @@ func (s *Script) describe(l *display.Lines, t *Step) {
 			groups(l, m.name, m.digest)
 		}
 	}
+}
+
+// ShowStep writes what the script says of the step to do.
+func (c *Chain) ShowStep(t *Step) string {
+	l := new(display.Lines)
+	_, at := c.Script.Step(t.Name)
+	l.Field("step", "%d of %d: %s", at+1, len(c.Script.Steps), t.Name)
+	c.Script.describe(l, t)
+	l.Prose("signed by", strings.Join(t.By, ", "))
+	return l.String()
 }
 
 // Mark puts the word REHEARSAL before every line of a rehearsal.

@@ -16,7 +16,6 @@
 package ui
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -70,22 +69,48 @@ func (p *Printer) Note(format string, args ...any) { fmt.Fprintf(p.Err, format+"
 
 // Confirm shows question and wants exactly the word want typed.
 func (p *Printer) Confirm(question, want string) error {
-	in := p.In
-	if tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0); err == nil && term.IsTerminal(int(os.Stdin.Fd())) {
-		defer tty.Close()
-		fmt.Fprintf(tty, "%s [type %s to go on] ", question, want)
-		in = tty
-	} else {
-		fmt.Fprintf(p.Err, "%s [type %s to go on]\n", question, want)
+	answer, err := p.Ask(fmt.Sprintf("%s [type %s to go on]", question, want))
+	if err != nil {
+		return fmt.Errorf("%w; nothing was signed", err)
 	}
-	line, err := bufio.NewReader(io.LimitReader(in, 1024)).ReadString('\n')
-	if err != nil && line == "" {
-		return fmt.Errorf("no answer to %q; nothing was signed", question)
-	}
-	if strings.TrimSpace(line) != want {
+	if answer != want {
 		return fmt.Errorf("the answer was not %q; nothing was signed", want)
 	}
 	return nil
+}
+
+// maxAnswer bounds a line that somebody types, in bytes.
+const maxAnswer = 4096
+
+// Ask shows question and returns the line that is typed, without the spaces
+// around it.
+func (p *Printer) Ask(question string) (string, error) {
+	in := p.In
+	if tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0); err == nil {
+		defer tty.Close()
+		if term.IsTerminal(int(os.Stdin.Fd())) {
+			fmt.Fprintf(tty, "%s ", question)
+			in = tty
+		}
+	}
+	if in == p.In {
+		fmt.Fprintf(p.Err, "%s\n", question)
+	}
+	// Byte by byte: what follows the line is the answer to another question.
+	var line []byte
+	for b := make([]byte, 1); len(line) < maxAnswer; {
+		n, err := in.Read(b)
+		if n > 0 && b[0] != '\n' {
+			line = append(line, b[0])
+		}
+		if n > 0 && b[0] == '\n' || err != nil && len(line) > 0 {
+			return strings.TrimSpace(string(line)), nil
+		}
+		if err != nil {
+			return "", fmt.Errorf("no answer to %q", question)
+		}
+	}
+	return "", fmt.Errorf("an answer of more than %d bytes to %q", maxAnswer, question)
 }
 
 // Table aligns rows in columns.
