@@ -35,6 +35,7 @@ type app struct {
 	pins          hsm.PIN // see pinSource
 	carry         string  // file to work from instead of a coordinator
 	wait          time.Duration
+	journals      func(path string) (journalMedium, error) // of ceremonies; nil: files
 
 	conf     *config.Person
 	charter  *signoff.Charter

@@ -189,6 +189,9 @@ func (t *ceremonyTrust) anchors() (ceremony.Anchors, *signoff.Charter, dsse.Dige
 
 // verify holds a transcript to what the files say. A rehearsal never holds.
 func (t *ceremonyTrust) verify(r *ceremony.Report) error {
+	if err := r.Counts(r.Charter); err != nil {
+		return err
+	}
 	anchors, charter, id, err := t.anchors()
 	if err != nil {
 		return err

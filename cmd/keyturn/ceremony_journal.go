@@ -19,21 +19,35 @@ import (
 // it from its first line gives where the ceremony stands, so a ceremony that
 // was interrupted anywhere goes on there and does nothing twice.
 type journal struct {
-	file *os.File
+	file journalMedium
 	standing
+}
+
+// A journalMedium is an *os.File; tests have one that fails.
+type journalMedium interface {
+	io.ReadWriteSeeker
+	io.Closer
+	Sync() error
+	Truncate(size int64) error
+	Fd() uintptr
+	Name() string
+}
+
+func openMedium(path string) (journalMedium, error) {
+	return os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 }
 
 // A happening is one line of the journal. Exactly one member is set.
 type happening struct {
-	Opening   *opening            `json:"opening,omitempty"`
-	Begun     int64               `json:"begun,omitempty"`     // the step was begun, at that time
-	Intent    string              `json:"intent,omitempty"`    // the step is about to make something
-	Found     []ceremony.Finding  `json:"found,omitempty"`     // the step's work is done
-	Incident  *ceremony.Incident  `json:"incident,omitempty"`  // an attempt failed, or there was an interruption
-	Exception *ceremony.Exception `json:"exception,omitempty"` // somebody decided on a deviation
-	Record    []byte              `json:"record,omitempty"`    // payload that is to be signed
-	Signature string              `json:"signature,omitempty"` // line
-	Discard   bool                `json:"discard,omitempty"`   // the record is not signed after all
+	Opening   *opening            `json:"opening,omitzero"`
+	Begun     int64               `json:"begun,omitzero"`     // the step was begun, at that time
+	Intent    string              `json:"intent,omitzero"`    // the step is about to make something
+	Found     []ceremony.Finding  `json:"found,omitzero"`     // the step's work is done
+	Incident  *ceremony.Incident  `json:"incident,omitzero"`  // an attempt failed, or there was an interruption
+	Exception *ceremony.Exception `json:"exception,omitzero"` // somebody decided on a deviation
+	Record    []byte              `json:"record,omitzero"`    // payload that is to be signed
+	Signature string              `json:"signature,omitzero"` // line
+	Discard   bool                `json:"discard,omitzero"`   // the record is not signed after all
 }
 
 // An opening says of which script and in which mode the ceremony is.
@@ -68,11 +82,14 @@ type standing struct {
 
 // openJournal opens the journal of a directory, which it makes. A ceremony that
 // was begun there must have been begun with this script, in this mode.
-func openJournal(dir string, mode ceremony.Mode, script []byte) (j *journal, resumed bool, err error) {
+func openJournal(dir string, mode ceremony.Mode, script []byte, medium func(string) (journalMedium, error)) (j *journal, resumed bool, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, false, err
 	}
-	f, err := os.OpenFile(filepath.Join(dir, journalFile), os.O_RDWR|os.O_CREATE, 0o600)
+	if medium == nil {
+		medium = openMedium
+	}
+	f, err := medium(filepath.Join(dir, journalFile))
 	if err != nil {
 		return nil, false, err
 	}

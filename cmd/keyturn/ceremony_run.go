@@ -92,7 +92,7 @@ func (s *session) run(ctx context.Context, script string, mode ceremony.Mode) er
 		return err
 	}
 	var resumed bool
-	if s.journal, resumed, err = openJournal(s.dir, mode, text); err != nil {
+	if s.journal, resumed, err = openJournal(s.dir, mode, text, s.journals); err != nil {
 		return err
 	}
 	defer s.journal.close()
@@ -305,10 +305,11 @@ func (s *session) giveUp(ctx context.Context, o ceremony.Outcome) error {
 // sign shows the record and collects the signatures that are not there yet. A
 // signer who does not sign, or whose token fails, undoes the record.
 func (s *session) sign(ctx context.Context) error {
-	s.say("\n%s", ceremony.Text(s.chain.Script, s.record))
+	s.say("\n")
+	fmt.Fprint(s.Err, ceremony.Text(s.chain.Script, s.record))
 	entry := ceremony.Entry{Payload: s.payload}
 	g := ceremony.Groups(entry.Sum())
-	s.say("this record    %s\n               %s\n", g[0], g[1])
+	s.say("this record  %s\n             %s\n", g[0], g[1])
 	for _, signer := range s.record.Signers[len(s.signed):] {
 		err := s.countersign(ctx, signer)
 		s.closeKeys()

@@ -260,7 +260,7 @@ const Version = "keyturn ceremony 1"
 
 // longValue is from where on a finding is shown by its digest: a line or a key
 // that nobody reads.
-const longValue = 100
+const longValue = 72
 
 // Text is what the signers of a record are shown: lines that end in a newline.
 // It depends on the script and on the record, all but Display. In a rehearsal
@@ -280,13 +280,13 @@ func Text(s *Script, r *Record) string {
 		d, err := dsse.ParseDigest(f.Value)
 		switch {
 		case err == nil:
-			l.Prose("found", f.Name)
+			l.Field("found", "%s:", f.Name)
 			groups(l, "", d)
 		case len(f.Value) > longValue:
-			l.Prose("found", fmt.Sprintf("%s of %d bytes with digest", f.Name, len(f.Value)))
+			l.Prose("found", fmt.Sprintf("%s: %d bytes with digest", f.Name, len(f.Value)))
 			groups(l, "", sha256.Sum256([]byte(f.Value)))
 		default:
-			l.Prose("found", f.Name+" "+f.Value)
+			l.Prose("found", f.Name+": "+f.Value)
 		}
 	}
 	for _, i := range r.Incidents {

@@ -24,10 +24,18 @@ var page = template.Must(template.New("page").Funcs(template.FuncMap{
 		g := ceremony.Groups(d) // hex digits and spaces
 		return template.HTML(`<span class="d">` + g[0] + `<br>` + g[1] + `</span>`)
 	},
-	"time": func(t int64) string { return time.Unix(t, 0).UTC().Format("2006-01-02 15:04:05 UTC") },
-	"hex":  func(b []byte) string { return fmt.Sprintf("%x", b) },
-	"list": func(l []string) string { return strings.Join(l, ", ") },
-	"inc":  func(i int) int { return i + 1 },
+	"heading": func(r *ceremony.Report) template.CSS { // a name has no character that CSS knows
+		mark := ""
+		if r.Rehearsed() {
+			mark = string(ceremony.Rehearsal) + " - "
+		}
+		return template.CSS(`"` + mark + `keyturn ceremony ` + r.Script.Name + `"`)
+	},
+	"short": func(d dsse.Digest) template.CSS { return template.CSS(`"transcript ` + d.Short() + `"`) },
+	"time":  func(t int64) string { return time.Unix(t, 0).UTC().Format("2006-01-02 15:04:05 UTC") },
+	"hex":   func(b []byte) string { return fmt.Sprintf("%x", b) },
+	"list":  func(l []string) string { return strings.Join(l, ", ") },
+	"inc":   func(i int) int { return i + 1 },
 	"digest": func(s string) *dsse.Digest {
 		if d, err := dsse.ParseDigest(s); err == nil {
 			return &d

@@ -1,0 +1,716 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/keyturn/keyturn/cmd/internal/ui"
+	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/hsm/file"
+	"github.com/keyturn/keyturn/hsm/token"
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/authority"
+	"github.com/keyturn/keyturn/signoff/ceremony"
+	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/signofftest"
+)
+
+// An actor reads what the ceremony shows and answers its questions, as people
+// do who follow the script.
+type actor struct {
+	mu      sync.Mutex
+	asked   sync.Cond
+	text    bytes.Buffer
+	seen    int // bytes of text that were looked at
+	pending []byte
+	answer  func(question string) (string, error) // nil: as is asked
+	ended   bool
+	asks    int
+	before  string // what earlier runs showed
+}
+
+func newActor(answer func(string) (string, error)) *actor {
+	a := &actor{answer: answer}
+	a.asked.L = &a.mu
+	return a
+}
+
+func (a *actor) Write(b []byte) (int, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.text.Write(b)
+	a.asked.Broadcast()
+	return len(b), nil
+}
+
+func (a *actor) end() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.ended = true
+	a.asked.Broadcast()
+}
+
+// Read waits for a question and gives the answer.
+func (a *actor) Read(b []byte) (int, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for len(a.pending) == 0 {
+		question, ok := a.question()
+		if !ok && a.ended {
+			return 0, io.EOF
+		}
+		if !ok {
+			a.asked.Wait()
+			continue
+		}
+		if a.asks++; a.asks > 400 {
+			return 0, io.ErrUnexpectedEOF // whatever fails, fails again and again
+		}
+		answer, err := "", errors.New("")
+		if a.answer != nil {
+			answer, err = a.answer(question)
+		}
+		if err != nil && err.Error() == "" {
+			answer, err = a.honest(question), nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		a.pending = []byte(answer + "\n")
+	}
+	n := copy(b, a.pending)
+	a.pending = a.pending[n:]
+	return n, nil
+}
+
+var questions = regexp.MustCompile(`(?m)^(?:REHEARSAL \| )?(\[(?:go|done), except.*|\w+: type \w+ to sign.*|type the digest.*|exception: .*)\n`)
+
+func (a *actor) question() (string, bool) {
+	rest := a.text.Bytes()[a.seen:]
+	m := questions.FindSubmatchIndex(rest)
+	if m == nil {
+		return "", false
+	}
+	a.seen += m[1]
+	return string(rest[m[2]:m[3]]), true
+}
+
+var shownDigest = regexp.MustCompile(`found +(?:charter|fingerprint|digest|root|transcript):\n(?:REHEARSAL \| )? +([0-9a-f ]{39})\n(?:REHEARSAL \| )? +([0-9a-f ]{39})\n`)
+
+// honest does what the words ask for. Read-aloud steps in these tests follow
+// the step whose digest they compare.
+func (a *actor) honest(question string) string {
+	switch {
+	case strings.HasPrefix(question, "[go"):
+		return "go"
+	case strings.HasPrefix(question, "[done"):
+		return "done"
+	case strings.HasPrefix(question, "type the digest"):
+		all := shownDigest.FindAllStringSubmatch(a.before+a.text.String(), -1)
+		if all == nil {
+			return "nothing was shown"
+		}
+		last := all[len(all)-1]
+		return last[1] + " " + last[2]
+	}
+	name, _, _ := strings.Cut(question, ":")
+	return name
+}
+
+// A hall is where a ceremony takes place: a directory with a script and what
+// it names.
+type hall struct {
+	t      *testing.T
+	dir    string
+	script string // path
+	args   []string
+	medium func(string) (journalMedium, error)
+	pins   bool
+	before string // what was shown so far, the end of it
+}
+
+func (h *hall) path(name ...string) string {
+	return filepath.Join(append([]string{h.dir}, name...)...)
+}
+
+// run follows the script, with answers other than the honest ones if answer
+// gives them; an empty error means the honest answer.
+func (h *hall) run(answer func(string) (string, error), more ...string) (outcome, *actor) {
+	h.t.Helper()
+	act := newActor(answer)
+	act.before = h.before
+	defer func() { h.before = last(h.before+act.text.String(), 1<<16) }()
+	var out bytes.Buffer
+	a := &app{Printer: &ui.Printer{Out: &out, Err: act, In: act}, journals: h.medium}
+	defer a.close()
+	root := rootCmd(a)
+	args := append([]string{"ceremony", "run", h.script, "--dir", h.path("ceremony")}, append(h.args, more...)...)
+	if h.pins {
+		args = append(args, "--pin-fd", fmt.Sprint(h.pinFD()))
+	}
+	root.SetArgs(args)
+	root.SetOut(&out)
+	root.SetErr(act)
+	code := a.Report("keyturn", root.ExecuteContext(context.Background()))
+	return outcome{out.String(), act.text.String(), code}, act
+}
+
+// pinFD is a descriptor with a PIN for whoever asks. The program that reads it
+// owns it.
+func (h *hall) pinFD() int {
+	h.t.Helper()
+	r, w, err := os.Pipe()
+	h.must(err)
+	defer r.Close()
+	_, err = io.WriteString(w, strings.Repeat(hallPIN+"\n", 400))
+	h.must(errors.Join(err, w.Close()))
+	fd, err := syscall.Dup(int(r.Fd()))
+	h.must(err)
+	return fd
+}
+
+func (h *hall) does(more ...string) outcome {
+	h.t.Helper()
+	o, _ := h.run(nil, more...)
+	if o.code != 0 {
+		h.t.Fatalf("exit %d: %s", o.code, tail(o.err))
+	}
+	return o
+}
+
+func tail(s string) string { return last(s, 2500) }
+
+func last(s string, n int) string { return s[max(0, len(s)-n):] }
+
+func keyturn(t *testing.T, args ...string) outcome {
+	t.Helper()
+	var out, errs bytes.Buffer
+	a := &app{Printer: &ui.Printer{Out: &out, Err: &errs, In: strings.NewReader("")}}
+	defer a.close()
+	root := rootCmd(a)
+	root.SetArgs(args)
+	root.SetOut(&out)
+	root.SetErr(&errs)
+	code := a.Report("keyturn", root.ExecuteContext(context.Background()))
+	return outcome{out.String(), errs.String(), code}
+}
+
+func (h *hall) must(err error) {
+	h.t.Helper()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *hall) write(name, text string) string {
+	h.t.Helper()
+	h.must(os.WriteFile(h.path(name), []byte(text), 0o644))
+	return h.path(name)
+}
+
+// smallScript has people without tokens, so that file keys sign.
+const smallScript = `version: 1
+name: drill-lab
+purpose: drill
+title: A drill of the lab
+charter: "%s"
+people:
+  - {name: maria, organisation: lab, roles: [master]}
+  - {name: wendy, organisation: auditor, roles: [witness]}
+  - {name: alice, organisation: lab, roles: [holder]}
+steps:
+  - {name: room, do: manual, text: "Nobody else is here.", by: [maria, wendy]}
+  - {name: file, do: file-digest, file: script.yaml, text: "The script.", by: [maria, wendy]}
+  - {name: aloud, do: read-aloud, of: file, text: "Wendy reads the digest.", by: [maria, alice, wendy]}
+  - {name: charter, do: verify-charter, file: charter.json, text: "The charter.", by: [maria, wendy]}
+  - {name: position, do: position, file: position.json, proves: "a notary states its position", text: "The position.", by: [alice, wendy]}
+`
+
+// newHall has keys in files for people of the small script, and a charter and a
+// position of one of its notaries.
+func newHall(t *testing.T) *hall {
+	t.Helper()
+	h := &hall{t: t, dir: t.TempDir()}
+	c := signofftest.Keys(t, nil)
+	payload, err := signoff.Write(c.Charter)
+	h.must(err)
+	h.write("charter.json", string(payload))
+	n := c.Notaries[0]
+	p, err := signoff.Sign(context.Background(), n.Signing, &signoff.Position{Charter: c.ID, Notary: c.Charter.Notaries[0].ID(),
+		Seen: signoff.Seen{Size: 9, Root: dsse.Digest{1}}, Answer: make([]byte, 32)})
+	h.must(err)
+	h.write("position.json", string(p.Line())+"\n")
+	h.script = h.write("script.yaml", fmt.Sprintf(smallScript, c.ID))
+	for _, name := range []string{"maria", "wendy"} {
+		uri := "file:" + h.path(name+".pem")
+		_, err := file.Generate(uri, hsm.KindP256)
+		h.must(err)
+		h.args = append(h.args, "--key", name+"="+uri)
+	}
+	h.args = append(h.args, "--key", "alice=file:"+filepath.Join(c.Dir, "alice.pem"))
+	h.people("maria", "wendy")
+	return h
+}
+
+// people writes the file that says whose keys maria's and wendy's are.
+func (h *hall) people(names ...string) {
+	h.t.Helper()
+	list := map[string]signoff.PublicKey{}
+	for _, name := range names {
+		k, err := file.Open("file:"+h.path(name+".pem"), nil)
+		h.must(err)
+		list[name], err = signoff.NewPublicKey(k.Public(), hsm.ClassSoftware)
+		h.must(err)
+	}
+	b, err := dsse.Encode(list)
+	h.must(err)
+	h.write("people.json", string(b))
+}
+
+// A ceremony from the first word to the printed page.
+func TestCeremony(t *testing.T) {
+	h := newHall(t)
+	o := h.does("--json")
+	var v ceremonyView
+	h.must(dsse.Decode([]byte(strings.TrimSpace(o.out)), &v))
+	if v.Mode != ceremony.Real || v.Records != 5 || !v.Complete || v.Exceptions != 0 || len(v.People) != 3 {
+		t.Fatalf("run answered %+v", v)
+	}
+	verify := []string{"ceremony", "verify", v.Path, "--charter", h.path("charter.json"), "--people", h.path("people.json")}
+	if o := keyturn(t, verify...); o.code != 0 || !strings.Contains(o.out, "5 records, complete") {
+		t.Fatalf("verify: exit %d: %s", o.code, o.err)
+	}
+	for _, test := range []struct{ reason, args string }{
+		{"say with --charter FILE or --people FILE", ""},
+		{"nothing says whose keys maria, wendy signed with", "--charter charter.json"},
+		{"alice is a holder, signed with key", "--people people.json"},
+	} {
+		args := []string{"ceremony", "verify", v.Path}
+		for _, w := range strings.Fields(test.args) {
+			if strings.HasSuffix(w, ".json") {
+				w = h.path(w)
+			}
+			args = append(args, w)
+		}
+		if o := keyturn(t, args...); o.code == 0 || !strings.Contains(o.err, test.reason) {
+			t.Errorf("verify %s: exit %d: %s", test.args, o.code, o.err)
+		}
+	}
+	for _, out := range []string{"one.html", "two.html"} {
+		if o := keyturn(t, "ceremony", "record", v.Path, "--out", h.path(out)); o.code != 0 {
+			t.Fatal(o.err)
+		}
+	}
+	one, err := os.ReadFile(h.path("one.html"))
+	h.must(err)
+	two, err := os.ReadFile(h.path("two.html"))
+	h.must(err)
+	if !bytes.Equal(one, two) {
+		t.Error("two pages of one transcript differ")
+	}
+	if bytes.Contains(one, []byte("http")) && !bytes.Contains(one, []byte("http-equiv")) || bytes.Contains(one, []byte("<script")) || bytes.Contains(one, []byte("REHEARSAL")) {
+		t.Error("the page reaches for something, or calls itself a rehearsal")
+	}
+	for _, want := range []string{"A drill of the lab", ceremony.Groups(v.Transcript)[0], "a notary states its position"} {
+		if !bytes.Contains(one, []byte(want)) {
+			t.Errorf("the page does not say %q", want)
+		}
+	}
+
+	// Once more: nothing is left to do.
+	if again := h.does("--json"); again.out != o.out {
+		t.Errorf("a second run answered %s", again.out)
+	}
+	h.write("script.yaml", strings.Replace(fmt.Sprintf(smallScript, v.Charter), "Nobody else", "Somebody else", 1))
+	if o, _ := h.run(nil); o.code == 0 || !strings.Contains(o.err, "the script was changed") {
+		t.Errorf("with another script: exit %d: %s", o.code, tail(o.err))
+	}
+}
+
+// The script is not changed while it is followed either.
+func TestAttackCeremonyScriptChangedBetweenSteps(t *testing.T) {
+	h := newHall(t)
+	n := 0
+	h.run(func(string) (string, error) {
+		if n++; n == 4 {
+			return "stop", nil
+		}
+		return "", errors.New("")
+	})
+	text, err := os.ReadFile(h.script)
+	h.must(err)
+	h.write("script.yaml", strings.Replace(string(text), "The position.", "A position.", 1))
+	if o, _ := h.run(nil); o.code == 0 || !strings.Contains(o.err, "the script was changed") {
+		t.Errorf("exit %d: %s", o.code, tail(o.err))
+	}
+}
+
+// What failed, who refused and what was decided stands in the record of the step.
+func TestCeremonyFailuresAreRecorded(t *testing.T) {
+	h := newHall(t)
+	script := []string{
+		"done", "maria", "no", // wendy does not sign
+		"nonsense", // nothing happens
+		"except", "time", "we began an hour late", "maria",
+		"except", "party", "no such kind", "maria",
+		"done", "maria", "wendy",
+		"waive", "equipment", "the file is on the other stick", "wendy", "maria", "wendy",
+		"go", // nothing to compare
+		"waive", "failure", "nothing to read aloud", "maria", "maria", "wendy",
+		"go", "maria", "wendy",
+		"waive", // it proves something
+		"go", "alice", "wendy",
+	}
+	o, _ := h.run(func(string) (string, error) {
+		if len(script) == 0 {
+			return "", io.EOF
+		}
+		answer := script[0]
+		script = script[1:]
+		return answer, nil
+	})
+	if o.code != 0 || len(script) != 0 {
+		t.Fatalf("exit %d, %d words left: %s", o.code, len(script), tail(o.err))
+	}
+	_, r, err := readTranscript(h.path("ceremony", "transcript.json"))
+	h.must(err)
+	first, last := r.Entries[0].Record, r.Entries[4].Record
+	if len(first.Incidents) != 2 || !strings.Contains(first.Incidents[0].Text, "wendy did not sign") || !strings.Contains(first.Incidents[1].Text, "party") {
+		t.Errorf("incidents %+v", first.Incidents)
+	}
+	if len(first.Exceptions) != 1 || first.Exceptions[0] != (ceremony.Exception{Kind: "time", Text: "we began an hour late", Decided: "maria"}) {
+		t.Errorf("exceptions %+v", first.Exceptions)
+	}
+	if got := strings.Join(r.Waived(), " "); got != "file aloud" {
+		t.Errorf("waived %s", got)
+	}
+	if len(last.Incidents) != 1 || !strings.Contains(last.Incidents[0].Text, "it cannot be waived") {
+		t.Errorf("incidents %+v", last.Incidents)
+	}
+}
+
+// A digest that is read wrongly is not taken.
+func TestAttackCeremonyOtherDigestReadAloud(t *testing.T) {
+	h := newHall(t)
+	wrong := false
+	o, _ := h.run(func(q string) (string, error) {
+		if strings.HasPrefix(q, "type the digest") && !wrong {
+			wrong = true
+			return strings.Repeat("0123 ", 16), nil
+		}
+		return "", errors.New("")
+	})
+	if o.code != 0 || !wrong {
+		t.Fatalf("exit %d: %s", o.code, tail(o.err))
+	}
+	_, r, err := readTranscript(h.path("ceremony", "transcript.json"))
+	h.must(err)
+	if i := r.Entries[2].Record.Incidents; len(i) != 1 || !strings.Contains(i[0].Text, "was typed, step file found") {
+		t.Errorf("incidents %+v", i)
+	}
+}
+
+// A rehearsal says so on every line, verifies as nothing, and cannot be turned
+// into the real thing where it was held.
+func TestAttackCeremonyRehearsalAsReal(t *testing.T) {
+	h := newHall(t)
+	o := h.does("--rehearsal")
+	for line := range strings.Lines(o.err + o.out) {
+		if !strings.HasPrefix(line, "REHEARSAL | ") {
+			t.Fatalf("a rehearsal showed %q", line)
+		}
+	}
+	path := h.path("ceremony", "REHEARSAL-transcript.json")
+	if o := keyturn(t, "ceremony", "verify", path, "--charter", h.path("charter.json"), "--people", h.path("people.json")); o.code == 0 || !strings.Contains(o.err, "this is a REHEARSAL") {
+		t.Errorf("verify: exit %d: %s", o.code, o.err)
+	}
+	if o, _ := h.run(nil); o.code == 0 || !strings.Contains(o.err, "was begun here, not one of mode real") {
+		t.Errorf("the real thing where it was rehearsed: exit %d: %s", o.code, tail(o.err))
+	}
+	if o := keyturn(t, "ceremony", "record", path, "--out", h.path("page.html")); o.code != 0 {
+		t.Fatal(o.err)
+	}
+	page, err := os.ReadFile(h.path("page.html"))
+	h.must(err)
+	if n := bytes.Count(page, []byte("REHEARSAL")); n < 12 {
+		t.Errorf("the page says REHEARSAL %d times", n)
+	}
+
+	// And with the flag flipped in journal and transcript.
+	for _, name := range []string{"REHEARSAL-transcript.json", "journal.jsonl"} {
+		b, err := os.ReadFile(h.path("ceremony", name))
+		h.must(err)
+		b = bytes.Replace(b, []byte("ceremony REHEARSAL transcript"), []byte("ceremony transcript"), 1)
+		b = bytes.Replace(b, []byte(`"mode":"REHEARSAL"`), []byte(`"mode":"real"`), 1)
+		h.must(os.WriteFile(h.path("ceremony", name), b, 0o600))
+	}
+	const never = "a rehearsal is never the real thing"
+	if o := keyturn(t, "ceremony", "verify", path, "--people", h.path("people.json")); o.code == 0 || !strings.Contains(o.err, never) {
+		t.Errorf("flipped: exit %d: %s", o.code, o.err)
+	}
+	if o, _ := h.run(nil); o.code == 0 || !strings.Contains(o.err, never) {
+		t.Errorf("flipped journal: exit %d: %s", o.code, tail(o.err))
+	}
+}
+
+// Killed with SIGKILL at every question in turn, the ceremony goes on where it
+// was, and asks nobody twice for what they signed.
+func TestCeremonyKilledAtEveryQuestion(t *testing.T) {
+	h := newHall(t)
+	program, err := exec.LookPath("keyturn") // as testscript installs it
+	h.must(err)
+	signed := map[string]int{}
+	for run := 0; ; run++ {
+		if run > 100 {
+			t.Fatalf("the ceremony does not come to an end: %v", signed)
+		}
+		n, killed := 0, false
+		cmd := exec.Command(program, append([]string{"ceremony", "run", h.script, "--dir", h.path("ceremony")}, h.args...)...)
+		act := newActor(func(q string) (string, error) {
+			// Killed at the second, third and fourth question in turn: some steps
+			// ask two before anything is written.
+			if n++; n == 2+run%3 {
+				killed = true
+				cmd.Process.Kill()
+				return "", io.EOF
+			}
+			if strings.Contains(q, "to sign") {
+				signed[q+fmt.Sprint(h.records())]++
+			}
+			return "", errors.New("")
+		})
+		act.before = h.before
+		cmd.Stdin, cmd.Stderr = act, act
+		err := cmd.Start()
+		h.must(err)
+		err = cmd.Wait()
+		act.end()
+		h.before = last(h.before+act.text.String(), 1<<16)
+		if err == nil {
+			break
+		}
+		if !killed {
+			t.Fatalf("run %d: %v: %s", run, err, tail(act.text.String()))
+		}
+	}
+	for q, n := range signed {
+		if n != 1 {
+			t.Errorf("%s was answered %d times", q, n)
+		}
+	}
+	if o := keyturn(t, "ceremony", "verify", h.path("ceremony", "transcript.json"), "--charter", h.path("charter.json"), "--people", h.path("people.json")); o.code != 0 {
+		t.Fatalf("verify: exit %d: %s", o.code, o.err)
+	}
+}
+
+// records counts the signatures in the journal.
+func (h *hall) records() int {
+	b, err := os.ReadFile(h.path("ceremony", "journal.jsonl"))
+	h.must(err)
+	return bytes.Count(b, []byte(`{"signature"`))
+}
+
+const (
+	softHSM = "/usr/lib/softhsm/libsofthsm2.so"
+	hallPIN = "user-pin-20741"
+)
+
+// tokens makes SoftHSM tokens and returns their serial numbers by label.
+func (h *hall) tokens(labels ...string) map[string]string {
+	h.t.Helper()
+	if _, err := os.Stat(softHSM); err != nil {
+		h.t.Skip("needs SoftHSM2 (package softhsm2)")
+	}
+	self, err := os.Executable()
+	h.must(err)
+	helper := filepath.Join(filepath.Dir(self), "keyturn-token")
+	build := exec.Command("go", "build", "-o", helper, "../keyturn-token")
+	build.Env = append(os.Environ(), "CGO_ENABLED=1")
+	if out, err := build.CombinedOutput(); err != nil {
+		h.t.Fatalf("build keyturn-token: %s", out)
+	}
+	h.must(os.Mkdir(h.path("tokens"), 0o700))
+	h.t.Setenv("SOFTHSM2_CONF", h.write("softhsm2.conf", fmt.Sprintf("directories.tokendir = %s\nlog.level = ERROR\n", h.path("tokens"))))
+	cfg := token.Config{Module: softHSM}
+	for _, l := range labels {
+		h.must(token.Init(context.Background(), cfg, l, []byte("officer-pin-1"), []byte(hallPIN)))
+	}
+	all, err := token.Tokens(context.Background(), cfg)
+	h.must(err)
+	serials := map[string]string{}
+	for _, i := range all {
+		serials[i.Label] = i.Serial
+	}
+	h.pins = true
+	h.args = append(h.args, "--module", softHSM)
+	return serials
+}
+
+var fillIn = regexp.MustCompile(`label: ([a-z-]+), serial: FILL-IN-\d+`)
+
+// newGenesis is the shipped genesis script with SoftHSM tokens.
+func newGenesis(t *testing.T) *hall {
+	t.Helper()
+	h := &hall{t: t, dir: t.TempDir()}
+	text, err := os.ReadFile("../../deploy/ceremony/genesis.yaml")
+	h.must(err)
+	var labels []string
+	for _, m := range fillIn.FindAllStringSubmatch(string(text), -1) {
+		labels = append(labels, m[1])
+	}
+	if len(labels) != 11 {
+		t.Fatalf("the script has %d tokens", len(labels))
+	}
+	serials := h.tokens(labels...)
+	var people []string
+	for _, name := range []string{"maria", "wendy", "walter"} { // come with keys of their own
+		o := keyturn(t, "key", "new", "pkcs11:token="+name+";object=sign?module-path="+softHSM, "--kind", "p256", "--pin-fd", fmt.Sprint(h.pinFD()))
+		if o.code != 0 {
+			t.Fatal(o.err)
+		}
+		people = append(people, fmt.Sprintf("%q:%s", name, strings.TrimSpace(o.out)))
+	}
+	filled := fillIn.ReplaceAllStringFunc(string(text), func(s string) string {
+		label := fillIn.FindStringSubmatch(s)[1]
+		return fmt.Sprintf("label: %s, serial: %q", label, serials[label])
+	})
+	h.script = h.write("script.yaml", filled)
+	h.write("people.json", "{"+strings.Join(people, ",")+"}")
+	h.write("keyturn", "the program")
+	h.write("policy.yaml", signofftest.Policy)
+	h.founding()
+	return h
+}
+
+// founding writes a founding file in which the places for the keys of the
+// ceremony are empty.
+func (h *hall) founding() {
+	h.t.Helper()
+	c := signofftest.Keys(h.t, nil).Charter
+	f := founding{Name: "lab-one", Development: true, Threshold: 2, Faults: 1, Notaries: c.Notaries,
+		Coordinators: []signoff.Coordinator{{URL: "https://coordinator.lab:7700"}}, EKRoots: [][]byte{}, References: []string{}}
+	// Three people who together have every role that the policy names.
+	for name, of := range map[string][]string{"alice": {"research", "safety"}, "bob": {"security", "research"}, "carol": {"leadership", "safety", "security"}} {
+		f.People = append(f.People, signoff.Person{Name: name, Organisation: "lab", Roles: of, Spares: []signoff.Token{{}}})
+	}
+	b, err := dsse.Encode(f)
+	h.must(err)
+	h.write("founding.json", string(b))
+	h.write("policy.yaml", smallPolicy)
+}
+
+const smallPolicy = `version: 1
+leases: {epoch: 600, lease: 21600, drainGrace: 60}
+rules:
+  - {name: change, action: policy.change, quorum: {atLeast: {k: 2, roles: [research, security, leadership]}}, expiry: 86400}
+  - {name: resume, action: resume, quorum: {atLeast: {k: 2, roles: [research, security, leadership]}}, expiry: 86400}
+  - {name: halt, action: halt, quorum: {atLeast: {k: 1, roles: [research, security, leadership]}}, expiry: 3600}
+`
+
+// The shipped genesis script, on tokens, with the journal cut at every write:
+// once before the line is there, with half of it, and once after it, with the
+// process gone. Whatever was made is made once, and what comes out is a charter
+// in force and a transcript that verifies.
+func TestCeremonyGenesisCutAtEveryWrite(t *testing.T) {
+	h := newGenesis(t)
+	cut := &cutter{}
+	h.medium = cut.open
+	var o outcome
+	runs := 0
+	for o.code = 1; o.code != 0; runs++ {
+		if runs > 2000 {
+			t.Fatalf("the ceremony does not come to an end: %s", tail(o.err))
+		}
+		cut.next()
+		o, _ = h.run(nil)
+		if o.code != 0 && !cut.dead {
+			t.Fatalf("run %d stopped by itself: %s", runs, tail(o.err))
+		}
+	}
+	t.Logf("%d runs", runs)
+	h.genesisHolds()
+}
+
+// genesisHolds checks what a genesis made, by other means than the ceremony's.
+func (h *hall) genesisHolds() {
+	t := h.t
+	t.Helper()
+	payload, err := os.ReadFile(h.path("ceremony", "charter.json"))
+	h.must(err)
+	id := (&dsse.Envelope{Payload: payload}).Digest()
+	auth, err := authority.New(id)
+	h.must(err)
+	genesis, err := os.ReadFile(h.path("ceremony", "genesis.jsonl"))
+	h.must(err)
+	n := 0
+	for line := range bytes.Lines(genesis) {
+		out, err := auth.Apply(bytes.TrimSuffix(line, []byte("\n")), nil)
+		h.must(err)
+		h.must(out.Void)
+		n++
+	}
+	if n != 4 || !auth.State().InForce {
+		t.Errorf("%d lines of genesis, in force %v", n, auth.State().InForce)
+	}
+	for label, want := range map[string]int{"alice": 2, "alice-spare": 2, "coordinator": 2, "boot": 1, "maria": 1} {
+		uri := "pkcs11:token=" + label + "?module-path=" + softHSM
+		tok, err := token.Open(context.Background(), token.Config{}, uri, func(context.Context, string) ([]byte, error) { return []byte(hallPIN), nil })
+		h.must(err)
+		list, err := tok.List(context.Background())
+		h.must(err)
+		tok.Close()
+		if len(list) != want {
+			t.Errorf("token %s has %d keys, want %d", label, len(list), want)
+		}
+	}
+	o := keyturn(t, "ceremony", "verify", h.path("ceremony", "transcript.json"), "--charter", h.path("ceremony", "charter.json"), "--people", h.path("people.json"))
+	if o.code != 0 {
+		t.Fatalf("verify: exit %d: %s", o.code, o.err)
+	}
+}
+
+// A cutter is a disk on which each line of the journal fails once before and
+// once after it is written. Incidents pass, or no ceremony would get further.
+type cutter struct {
+	after bool // the next failure is after the write
+	dead  bool
+}
+
+func (c *cutter) next() { c.dead, c.after = false, !c.after }
+
+func (c *cutter) open(path string) (journalMedium, error) {
+	m, err := openMedium(path)
+	return &cutMedium{m, c}, err
+}
+
+type cutMedium struct {
+	journalMedium
+	c *cutter
+}
+
+func (m *cutMedium) Write(b []byte) (int, error) {
+	if m.c.dead {
+		return 0, errors.New("written after the end")
+	}
+	if bytes.HasPrefix(b, []byte(`{"incident"`)) {
+		return m.journalMedium.Write(b)
+	}
+	m.c.dead = true
+	if m.c.after {
+		n, err := m.journalMedium.Write(b)
+		return n, errors.Join(err, errors.New("cut after the line"))
+	}
+	n, err := m.journalMedium.Write(b[:len(b)/2])
+	return n, errors.Join(err, errors.New("cut in the line"))
+}
