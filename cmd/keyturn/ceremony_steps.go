@@ -63,13 +63,13 @@ func found(name string, value any) ceremony.Finding {
 	return ceremony.Finding{Name: name, Value: fmt.Sprint(value)}
 }
 
-// intend writes down that something is about to be made, and says whether an
-// earlier attempt wrote that too.
-func (s *session) intend(step *ceremony.Step) (before bool, err error) {
+// intend writes down that something is about to be made which is not there yet.
+// If it is there at the next attempt, this step made it.
+func (s *session) intend(step *ceremony.Step) error {
 	if s.intent {
-		return true, nil
+		return nil
 	}
-	return false, s.write(happening{Intent: step.Name})
+	return s.write(happening{Intent: step.Name})
 }
 
 // throwaway names a software key for this rehearsal, and makes it if need be.
@@ -149,18 +149,17 @@ func (s *session) generate(ctx context.Context, t *token.Token, step *ceremony.S
 	if err != nil {
 		return nil, err
 	}
-	before, err := s.intend(step)
-	if err != nil {
-		return nil, err
-	}
 	for _, k := range list {
 		if k.Label != step.Object {
 			continue
 		}
-		if !before || k.Kind != step.Key || !k.Local || k.Extractable || !k.Sensitive {
+		if !s.intent || k.Kind != step.Key || !k.Local || k.Extractable || !k.Sensitive {
 			return nil, ui.WithHint(fmt.Errorf("token %s has a key %q already, which this step did not make", step.Token, step.Object), "take an empty token, as the script means it")
 		}
 		return k.Public, nil
+	}
+	if err := s.intend(step); err != nil {
+		return nil, err
 	}
 	return t.Generate(ctx, step.Object, step.Key)
 }
@@ -240,18 +239,17 @@ func (s *session) readCharter() (*signoff.Charter, []byte, error) {
 }
 
 func (s *session) writeCharter(step *ceremony.Step) ([]ceremony.Finding, error) {
-	before, err := s.intend(step)
-	if err != nil {
-		return nil, err
-	}
 	payload, err := readIfThere(s.charterPath())
 	if err != nil {
 		return nil, err
 	}
-	switch {
-	case payload != nil && !before:
+	if payload != nil && !s.intent {
 		return nil, fmt.Errorf("%s is there already, and this step did not write it", s.charterPath())
-	case payload == nil:
+	}
+	if err := s.intend(step); err != nil {
+		return nil, err
+	}
+	if payload == nil {
 		if payload, err = s.founded(step); err != nil {
 			return nil, err
 		}

@@ -491,11 +491,18 @@ func TestCeremonyKilledAtEveryQuestion(t *testing.T) {
 			return "", errors.New("")
 		})
 		act.before = h.before
-		cmd.Stdin, cmd.Stderr = act, act
-		err := cmd.Start()
+		cmd.Stderr = act
+		in, err := cmd.StdinPipe()
 		h.must(err)
+		h.must(cmd.Start())
+		answered := make(chan struct{})
+		go func() {
+			defer close(answered)
+			io.Copy(in, act) // ends when the process or the questions do
+		}()
 		err = cmd.Wait()
 		act.end()
+		<-answered
 		h.before = last(h.before+act.text.String(), 1<<16)
 		if err == nil {
 			break
@@ -713,4 +720,70 @@ func (m *cutMedium) Write(b []byte) (int, error) {
 	}
 	n, err := m.journalMedium.Write(b[:len(b)/2])
 	return n, errors.Join(err, errors.New("cut in the line"))
+}
+
+// The shipped genesis script is rehearsed as it is, serial numbers not filled
+// in, without a token.
+func TestCeremonyGenesisRehearsed(t *testing.T) {
+	h := &hall{t: t, dir: t.TempDir()}
+	text, err := os.ReadFile("../../deploy/ceremony/genesis.yaml")
+	h.must(err)
+	h.script = h.write("script.yaml", string(text))
+	h.write("keyturn", "the program")
+	h.founding()
+	h.does("--rehearsal")
+	payload, err := os.ReadFile(h.path("ceremony", "REHEARSAL-charter.json"))
+	h.must(err)
+	doc, err := signoff.Read(payload)
+	h.must(err)
+	if c := doc.(*signoff.Charter); c.Name != "rehearsal-of-lab-one" || !c.Development {
+		t.Errorf("the rehearsal made charter %s, development %v", c.Name, c.Development)
+	}
+	for _, name := range []string{"charter.json", "genesis.jsonl", "transcript.json"} {
+		if _, err := os.Stat(h.path("ceremony", name)); err == nil {
+			t.Errorf("the rehearsal made a %s", name)
+		}
+	}
+}
+
+// Another token than the script's, a wrong PIN and a key that is there already
+// stop a step, and are noted.
+func TestAttackCeremonyOtherToken(t *testing.T) {
+	h := newGenesis(t)
+	text, err := os.ReadFile(h.script)
+	h.must(err)
+	alice := regexp.MustCompile(`label: alice, serial: "([0-9a-f]+)"`).FindSubmatch(text)
+	swapped := bytes.Replace(text, alice[1], []byte("0000000000000000"), 1)
+	h.must(os.WriteFile(h.script, swapped, 0o644))
+	failed := 0
+	o, _ := h.run(func(q string) (string, error) {
+		if strings.HasPrefix(q, "[go") && h.records() == 9 { // room, software and software-aloud are signed
+			if failed++; failed == 2 {
+				return "stop", nil
+			}
+		}
+		return "", errors.New("")
+	})
+	if o.code == 0 || !strings.Contains(o.err, "FAILED: token: open") || !strings.Contains(o.err, "key gone") {
+		t.Errorf("exit %d: %s", o.code, tail(o.err))
+	}
+}
+
+func TestAttackCeremonyKeyMadeBefore(t *testing.T) {
+	h := newGenesis(t)
+	if o := keyturn(t, "key", "new", "pkcs11:token=alice;object=sign?module-path="+softHSM, "--kind", "p256", "--pin-fd", fmt.Sprint(h.pinFD())); o.code != 0 {
+		t.Fatal(o.err)
+	}
+	failed := 0
+	o, _ := h.run(func(q string) (string, error) {
+		if strings.HasPrefix(q, "[go") && h.records() == 9 {
+			if failed++; failed == 3 {
+				return "stop", nil
+			}
+		}
+		return "", errors.New("")
+	})
+	if o.code == 0 || strings.Count(o.err, "which this step did not make") != 2 {
+		t.Errorf("exit %d: %s", o.code, tail(o.err))
+	}
 }

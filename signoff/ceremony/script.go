@@ -231,7 +231,7 @@ func (s *Script) With(role string) []string {
 // names, or, for a step that did not pass, the master and every witness.
 func (s *Script) Signers(step *Step, o Outcome) []string {
 	if o == Passed {
-		return step.By
+		return slices.Clone(step.By)
 	}
 	return append(s.With(Master), s.With(Witness)...)
 }

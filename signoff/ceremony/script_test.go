@@ -15,6 +15,7 @@ import (
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/ceremony"
+	"github.com/keyturn/keyturn/signoff/ceremony/paper"
 	"github.com/keyturn/keyturn/signoff/dsse"
 )
 
@@ -206,4 +207,22 @@ func rereadScript(t *testing.T, data []byte) string {
 		t.Fatal(err)
 	}
 	return x.Script
+}
+
+// What a script says is text on the page, whatever it is in HTML or CSS.
+func TestAttackPage(t *testing.T) {
+	r := newRoom(t, ceremony.Rehearsal)
+	const evil = `</style><script src=//x></script>{{.Run}}`
+	r.script = strings.NewReplacer("A drill of the lab", `'`+evil+`'`, "PF-1", `'`+evil+`'`).Replace(script)
+	r.begin()
+	report, err := parse(t, r.through().transcript())
+	r.must(err)
+	var page bytes.Buffer
+	r.must(paper.Write(&page, report))
+	if n := strings.Count(page.String(), "&lt;/style&gt;&lt;script src=//x&gt;&lt;/script&gt;{{.Run}}"); n < 2 || strings.Contains(page.String(), "<script") {
+		t.Errorf("the text is there %d times:\n%.600s", n, page.String())
+	}
+	if !strings.Contains(page.String(), `content: "REHEARSAL - keyturn ceremony drill-lab"`) {
+		t.Error("the page's header does not say REHEARSAL")
+	}
 }
