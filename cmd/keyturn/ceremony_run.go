@@ -12,7 +12,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/keyturn/keyturn/cmd/internal/keys"
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/signoff"
@@ -29,7 +28,6 @@ type session struct {
 	files   string            // directory of what is laid out for the ceremony
 	modules map[string]string // PKCS#11 module by token of the equipment; "" for all others
 	uris    map[string]string // signing key by person, of those without a token in the script
-	pin     hsm.PIN
 }
 
 func ceremonyRunCmd(a *app) *cobra.Command {
@@ -96,7 +94,6 @@ func (s *session) run(ctx context.Context, script string, mode ceremony.Mode) er
 		return err
 	}
 	defer s.journal.close()
-	s.pin = s.pinSource()
 	if resumed && s.chain.Next() != nil {
 		s.say("goes on with step %s\n", s.chain.Next().Name)
 		if err := s.interrupted(); err != nil {
@@ -415,15 +412,8 @@ func (s *session) tokenURI(token, object string, kind hsm.Kind) (string, error) 
 	return hsm.URI{Scheme: hsm.SchemePKCS11, Token: thing.Label, Serial: thing.Serial, Object: object, ModulePath: module}.String(), nil
 }
 
-// keyring opens the tokens of one step. It hides that of app, which keeps
-// tokens open: here, whoever sits down next must give a PIN.
-func (s *session) keyring() *keys.Ring {
-	if s.ring == nil {
-		s.ring = keys.New(s.pin)
-	}
-	return s.ring
-}
-
+// closeKeys closes the tokens of one step: whoever sits down next must give a
+// PIN.
 func (s *session) closeKeys() {
 	s.app.close()
 	s.ring = nil

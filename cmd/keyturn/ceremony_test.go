@@ -18,6 +18,7 @@ import (
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/hsm/file"
+	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/hsm/token"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/authority"
@@ -528,10 +529,7 @@ func (h *hall) records() int {
 	return bytes.Count(b, []byte(`{"signature"`))
 }
 
-const (
-	softHSM = "/usr/lib/softhsm/libsofthsm2.so"
-	hallPIN = "user-pin-20741"
-)
+const hallPIN = "user-pin-20741"
 
 // tokens makes SoftHSM tokens and returns their serial numbers by label.
 func (h *hall) tokens(labels ...string) map[string]string {
@@ -672,7 +670,7 @@ func (h *hall) genesisHolds() {
 	}
 	for label, want := range map[string]int{"alice": 2, "alice-spare": 2, "coordinator": 2, "boot": 1, "maria": 1} {
 		uri := "pkcs11:token=" + label + "?module-path=" + softHSM
-		tok, err := token.Open(context.Background(), token.Config{}, uri, func(context.Context, string) ([]byte, error) { return []byte(hallPIN), nil })
+		tok, err := token.Open(context.Background(), token.Config{}, uri, func(context.Context, string) (*secret.Buffer, error) { return secret.Take([]byte(hallPIN)) })
 		h.must(err)
 		list, err := tok.List(context.Background())
 		h.must(err)

@@ -314,7 +314,7 @@ func (c *Chain) checkAcceptance(r *Record, step *Step) error {
 		return err
 	}
 	a, ok := line.Doc.(*signoff.Acceptance)
-	if !ok || a.Charter != c.Charter {
+	if !ok || a.Charter != c.Charter || !a.Request.IsZero() {
 		return fmt.Errorf("a %s of charter %s, want an acceptance of %s", line.Doc.Kind(), line.Doc.Cluster(), c.Charter)
 	}
 	for _, g := range r.Signers {
