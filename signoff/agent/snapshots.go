@@ -337,24 +337,37 @@ func (a *Agent) resumeShares(dir string, p *plan) ([]sealedShare, error) {
 	if err != nil {
 		return nil, err
 	}
-	var f resumeFile
-	if err := dsse.Decode(b, &f); err != nil {
-		return nil, fmt.Errorf("%s: %w", ResumeFile, err)
-	}
 	id, err := lockbox.TokenIdentity(a.identity.StorageKey)
 	if err != nil {
 		return nil, err
 	}
 	me := Digest(id.Recipient().ID())
-	i := slices.IndexFunc(f.Nodes, func(n resumeNode) bool { return n.Recipient == me })
-	if i < 0 {
-		return nil, fmt.Errorf("%s holds nothing for this node", ResumeFile)
+	shares, err := parseResume(b, me, p.resume.Doc.Lockbox.People.Threshold)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", ResumeFile, err)
 	}
 	var out []sealedShare
-	for n, sealed := range f.Nodes[i].Sealed {
+	for n, sealed := range shares {
 		out = append(out, sealedShare{resumeContext(a.cfg.ID, p.resume.ID, p.resume.Signer, p.request.ID, me, n+1), sealed})
 	}
 	return out, nil
+}
+
+// parseResume finds the shares for one recipient. There are exactly as many as
+// it takes, for each that is tried costs the TPM an operation.
+func parseResume(b []byte, recipient Digest, threshold int) ([][]byte, error) {
+	var f resumeFile
+	if err := dsse.Decode(b, &f); err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(f.Nodes, func(n resumeNode) bool { return n.Recipient == recipient })
+	if i < 0 {
+		return nil, errors.New("it holds nothing for this node")
+	}
+	if n := len(f.Nodes[i].Sealed); n != threshold {
+		return nil, fmt.Errorf("it holds %d shares for this node, the object takes %d", n, threshold)
+	}
+	return f.Nodes[i].Sealed, nil
 }
 
 // register brings the snapshot into the log and waits until it is final there.
