@@ -79,11 +79,14 @@ type Launch struct {
 	Output     int64    `json:"output,omitzero"` // bytes of memory for snapshots, which are sealed; 0: none are made
 }
 
-// An Enrol admits one node with the keys in its enrolment (a blob).
+// An Enrol admits one node with the keys in its enrolment (a blob). A node that is
+// enrolled already, and lost its keys with a disk, gets new ones: the TPM is the
+// same, and so is the name.
 type Enrol struct {
 	Name      string `json:"name"`
-	Node      Digest `json:"node"`      // attest node id
-	Enrolment Digest `json:"enrolment"` // SHA-256 of the enrolment blob
+	Node      Digest `json:"node"`              // attest node id
+	Enrolment Digest `json:"enrolment"`         // SHA-256 of the enrolment blob
+	Replaces  Digest `json:"replaces,omitzero"` // the enrolment in force, zero for a new node
 }
 
 // A Retire puts a node out for good.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
@@ -21,6 +22,7 @@ import (
 	"github.com/keyturn/keyturn/attest"
 	"github.com/keyturn/keyturn/attest/eventlog"
 	"github.com/keyturn/keyturn/attest/ima"
+	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/signoff/dsse"
 )
 
@@ -31,7 +33,7 @@ func attestCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "attest", Short: "look at what a machine's TPM, firmware and kernel say",
 		Long: `Attest reads evidence from files. It needs no configuration. It refuses, with
 one line and exit code 1, what is malformed, inconsistent or worthless.`}
-	cmd.AddCommand(eventlogCmd(a), imaCmd(a), quoteCmd(a), ekcertCmd(a))
+	cmd.AddCommand(eventlogCmd(a), imaCmd(a), quoteCmd(a), ekcertCmd(a), rootsCmd(a))
 	return cmd
 }
 
@@ -245,43 +247,104 @@ func (a *app) judgeEK(file, roots string, now time.Time) (*attest.EK, error) {
 	return attest.VerifyEKCert(der, pool, intermediates, now)
 }
 
-// readRoots reads every certificate in a directory. A root is what signed itself
+// A rootView is one certificate in a directory of roots.
+type rootView struct {
+	File     string      `json:"file"`
+	Subject  string      `json:"subject"`
+	NotAfter int64       `json:"notAfter"`
+	Digest   dsse.Digest `json:"digest"` // SHA-256 of the certificate
+	Maker    string      `json:"maker"`  // whose root this is by the table that ships; empty for none known
+	Use      string      `json:"use"`    // root, intermediate or unreadable
+	DER      []byte      `json:"der"`
+
+	cert *x509.Certificate
+	why  error
+}
+
+// listRoots reads every certificate in a directory. A root is what signed itself
 // or what a maker of TPMs published as its root; another only helps to reach one.
-// What Go cannot read as a certificate is told and passed over: one root less
-// never lets anybody in.
-func (a *app) readRoots(dir string) (roots, intermediates *x509.CertPool, err error) {
-	roots, intermediates = x509.NewCertPool(), x509.NewCertPool()
+func listRoots(dir string) ([]rootView, error) {
 	files, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	n := 0
+	out := []rootView{}
 	for _, f := range files {
 		if f.IsDir() {
 			continue
 		}
 		b, err := readEvidence(filepath.Join(dir, f.Name()))
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		for _, der := range certificates(b) {
-			c, err := x509.ParseCertificate(der)
-			if err != nil {
-				a.Note("passed over %q: %v", f.Name(), err)
-				continue
+			v := rootView{File: f.Name(), Digest: sha256.Sum256(der), Maker: attest.VendorOf(der), Use: "unreadable", DER: der}
+			if v.cert, v.why = x509.ParseCertificate(der); v.why == nil {
+				v.Subject, v.NotAfter, v.Use = v.cert.Subject.String(), v.cert.NotAfter.Unix(), "intermediate"
+				if bytes.Equal(v.cert.RawIssuer, v.cert.RawSubject) || v.Maker != "" {
+					v.Use = "root"
+				}
 			}
-			if bytes.Equal(c.RawIssuer, c.RawSubject) || attest.VendorOf(der) != "" {
-				roots.AddCert(c)
-				n++
-			} else {
-				intermediates.AddCert(c)
-			}
+			out = append(out, v)
+		}
+	}
+	return out, nil
+}
+
+// readRoots makes pools of them. What Go cannot read as a certificate is told and
+// passed over: one root less never lets anybody in.
+func (a *app) readRoots(dir string) (roots, intermediates *x509.CertPool, err error) {
+	all, err := listRoots(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	roots, intermediates = x509.NewCertPool(), x509.NewCertPool()
+	n := 0
+	for _, v := range all {
+		switch v.Use {
+		case "root":
+			roots.AddCert(v.cert)
+			n++
+		case "intermediate":
+			intermediates.AddCert(v.cert)
+		default:
+			a.Note("passed over %q: %v", v.File, v.why)
 		}
 	}
 	if n == 0 {
 		return nil, nil, fmt.Errorf("no root certificate in %s", dir)
 	}
 	return roots, intermediates, nil
+}
+
+func rootsCmd(a *app) *cobra.Command {
+	return &cobra.Command{Use: "roots DIR", Short: "say which certificates in a directory are roots of TPM makers", Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			all, err := listRoots(args[0])
+			if err != nil {
+				return err
+			}
+			return a.Answer(all, func(w writer) { rootsText(w, all, time.Now()) })
+		}}
+}
+
+func rootsText(w writer, all []rootView, now time.Time) {
+	rows := [][]string{{"FILE", "USE", "MAKER", "UNTIL", "SHA-256", "SUBJECT"}}
+	for _, v := range all {
+		until := ""
+		if v.cert != nil {
+			until = v.cert.NotAfter.UTC().Format(time.DateOnly)
+			if now.After(v.cert.NotAfter) {
+				until += " EXPIRED"
+			}
+		}
+		maker := v.Maker
+		if maker == "" && v.Use == "root" {
+			maker = "NOT KNOWN"
+		}
+		rows = append(rows, []string{printable(v.File), v.Use, maker, until, v.Digest.Hex(), printable(v.Subject)})
+	}
+	ui.Table(w, rows)
 }
 
 // certificates splits PEM. What is not PEM is taken as DER, one certificate behind

@@ -182,6 +182,8 @@ func TestAttestEKRoots(t *testing.T) {
 	oneLineRefusal(t, "no root certificate", "attest", "ekcert", file, "--roots", dir)
 	put("root.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: rootDER}))
 	accepted(t, []string{"attest", "ekcert", file, "--roots", dir, "--json"}, `"chainChecked":true`, `"key":"ECC P-384"`)
+	accepted(t, []string{"attest", "roots", dir, "--json"}, `"file":"root.pem","subject":"CN=root"`, `"maker":"","use":"root"`, `"file":"chain.bin","subject":"CN=last"`, `"use":"intermediate"`)
+	accepted(t, []string{"attest", "roots", dir}, "NOT KNOWN", "CN=middle")
 	put("README", []byte("certificates of makers"))
 	code, _, errs := runHere("attest", "ekcert", file, "--roots", dir)
 	if code != 0 || !strings.Contains(errs, `passed over "README"`) {

@@ -161,7 +161,13 @@ func (r *asking) launch() *cobra.Command {
 
 func (r *asking) enrol() *cobra.Command {
 	var name, file string
+	var again bool
 	cmd := &cobra.Command{Use: "enrol", Short: "ask to admit a node", Args: cobra.NoArgs,
+		Long: `Enrol asks to admit a machine with the keys that its agent made. With --again it
+gives a machine that is enrolled, and lost its agent's directory, its new keys under
+its old name; launches approved before are lost to it. Another TPM, such as that of
+another main board, makes it another node: retire the old one, and enrol the new
+one under another name.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			blob, err := os.ReadFile(file)
 			if err != nil {
@@ -183,13 +189,17 @@ func (r *asking) enrol() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return r.ask(cmd.Context(), signoff.ActionEnrol, func(q *signoff.Request, _ *authority.State) error {
+			return r.ask(cmd.Context(), signoff.ActionEnrol, func(q *signoff.Request, s *authority.State) error {
 				q.Enrol = &signoff.Enrol{Name: name, Node: dsse.Digest(ek.ID), Enrolment: digest}
+				if n, ok := s.Nodes[q.Enrol.Node]; ok && again {
+					q.Enrol.Replaces = n.Enrolment
+				}
 				return nil
 			})
 		}}
 	cmd.Flags().StringVar(&name, "name", "", "name of the node")
 	cmd.Flags().StringVar(&file, "enrolment", "", "file that keyturn-agent enrolment wrote")
+	cmd.Flags().BoolVar(&again, "again", false, "the machine is enrolled; give it these keys instead of those it has")
 	return require(cmd, "name", "enrolment")
 }
 

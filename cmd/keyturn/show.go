@@ -69,7 +69,7 @@ func missingFor(s *authority.State, r *authority.Request) []string {
 	}
 	out := slices.Clone(res.Missing)
 	for _, v := range r.Votes {
-		if why := s.Stale(v, s.RuleDigest(rule)); v.Doc.Decision == signoff.Approve && why != nil {
+		if why := s.Stale(r, v, s.RuleDigest(rule)); v.Doc.Decision == signoff.Approve && why != nil {
 			out = append(out, fmt.Sprintf("%s's approval counts no longer: %v; a new approval will", personName(s, v.Doc.Person), why))
 		}
 	}

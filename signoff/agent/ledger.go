@@ -205,8 +205,8 @@ func (a *Agent) takeMembership(s *authority.State) {
 	case a.enrolled && !was:
 		a.cfg.Log.Info("enrolled", "node", n.Name, "id", a.id)
 	case ok && !a.enrolled && was:
-		a.cfg.Log.Warn("this node was retired", "id", a.id)
+		a.cfg.Log.Warn("this node was retired, or enrolled with other keys", "id", a.id)
 	case ok && !n.Retired && !a.enrolled:
-		a.cfg.Log.Error("the log has this node with other keys: have it retired, and enrol it anew", "id", a.id)
+		a.cfg.Log.Error("the log has this node with other keys: have it enrolled again", "id", a.id)
 	}
 }

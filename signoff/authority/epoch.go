@@ -144,15 +144,15 @@ func (s *State) VerifyEnrolment(e *signoff.Enrol, blob []byte) (*attest.Node, er
 	return node, nil
 }
 
-// nodeKeysUnused refuses keys that another node brought, or that stand in any
-// other place.
+// nodeKeysUnused refuses keys that another node brought, at any time, or that stand
+// in any other place.
 func (s *State) nodeKeysUnused(keys *attest.Node) error {
 	ids, err := nodeKeyIDs(keys)
 	if err != nil {
 		return err
 	}
 	for _, id := range ids {
-		if n, used := s.nodeKeys[id]; used {
+		if n, used := s.nodeKeys[id]; used && n != Digest(keys.ID) {
 			return fmt.Errorf("a key of this enrolment belongs to node %s", s.Nodes[n].Name)
 		}
 	}

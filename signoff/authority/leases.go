@@ -314,7 +314,7 @@ func (s *State) liveByNode() map[Digest][]Live {
 			continue
 		}
 		for _, node := range r.Doc.Launch.Pool {
-			if _, halted := s.Halted(r.ID, node); !halted {
+			if _, halted := s.Halted(r.ID, node); !halted && s.holdsShares(s.Nodes[node], w) == nil {
 				live[node] = append(live[node], Live{Warrant: id, Used: w.Used, Uses: w.Doc.Uses})
 			}
 		}

@@ -35,6 +35,7 @@ type machine struct {
 	pcrs      []int
 	identity  *tpm.Identity
 	enrolment []byte
+	device    *tpm.Device
 }
 
 // hardware is made once for all tests: each has its own log, and a TPM does not
@@ -92,6 +93,7 @@ func makeHardware(t testing.TB) {
 		values, err := device.ReadPCRs(context.Background(), []int{4})
 		must(err)
 		hardware.set.PCRs[4] = []attest.Digest{values[4]}
+		m.device = device
 		m.provision(t, device)
 		m.pcrs = attest.Selection([]*attest.ReferenceSet{hardware.set}, nil, began)
 		hardware.machines, hardware.roots = append(hardware.machines, m), append(hardware.roots, emulator.CA)
@@ -548,7 +550,7 @@ func TestAttackEnrolment(t *testing.T) {
 	l.voids(enrolled.asks(), "enrolled before")
 	renamed := *enrolled
 	renamed.name = "node-9"
-	l.voids(renamed.asks(), "enrolled before")
+	l.voids(renamed.asks(), "keeps that name")
 	l.voids(foreign.asks(), "") // its maker is not in the charter
 	taken := *free
 	taken.name = enrolled.name

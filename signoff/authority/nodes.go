@@ -13,7 +13,16 @@ func putNode(n *Node) change {
 	return change{key: "node/" + n.ID.Hex(), value: n, put: func(s *State) { s.Nodes[n.ID] = n }}
 }
 
-// enrolNode puts a node that was not there.
+// holdsShares refuses a node that was enrolled anew after people approved: what they
+// sealed is for a key that it no longer has.
+func (s *State) holdsShares(n *Node, w *Warrant) error {
+	if n.Index > w.Doc.Index {
+		return fmt.Errorf("node %s was enrolled with other keys at entry %d, after warrant %s was approved; ask for a new launch", n.Name, n.Index, w.ID.Short())
+	}
+	return nil
+}
+
+// enrolNode puts a node that was not there, or that is there with other keys.
 func enrolNode(n *Node) (change, error) {
 	keys, err := nodeKeyIDs(n.Keys)
 	if err != nil {
@@ -62,6 +71,9 @@ func (d decision) claim(c *signoff.Claim) ([]change, error) {
 	}
 	if r.Doc.Launch == nil || !contains(r.Doc.Launch.Pool, c.Node) {
 		return nil, fmt.Errorf("node %s is not in the pool of warrant %s", c.Node, c.Warrant)
+	}
+	if err := s.holdsShares(s.Nodes[c.Node], w); err != nil {
+		return nil, err
 	}
 	if w.Used >= w.Doc.Uses {
 		return nil, fmt.Errorf("warrant %s has no use left of %d", c.Warrant, w.Doc.Uses)
@@ -139,6 +151,9 @@ func (s *State) leased(node Digest) error {
 	}
 	if l.Verdict != VerdictPass {
 		return fmt.Errorf("node %s has no lease: %s", node, l.Reason)
+	}
+	if n := s.Nodes[node]; n.Index > s.Epoch.Index {
+		return fmt.Errorf("node %s has no lease: it was enrolled with other keys after the epoch in force", n.Name)
 	}
 	if age := s.Time - s.Epoch.Time; age >= l.Duration {
 		return fmt.Errorf("node %s's lease of %d s ended: the epoch in force is %d s old", node, l.Duration, age)

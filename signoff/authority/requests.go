@@ -87,12 +87,7 @@ func (s *State) possible(r *signoff.Request) error {
 			}
 		}
 	case r.Enrol != nil:
-		if n, ok := s.Nodes[r.Enrol.Node]; ok {
-			return fmt.Errorf("node %s was enrolled before, as %q; a machine enrols once, and a retired one is out for good", r.Enrol.Node, n.Name)
-		}
-		if _, ok := s.NodeNamed(r.Enrol.Name); ok {
-			return fmt.Errorf("a node was enrolled as %q before; give this one another name", r.Enrol.Name)
-		}
+		return s.enrollable(r.Enrol)
 	case r.Retire != nil:
 		if !s.enrolled(r.Retire.Node) {
 			return fmt.Errorf("%s is not an enrolled node", r.Retire.Node)
@@ -110,6 +105,26 @@ func (s *State) possible(r *signoff.Request) error {
 		return s.adoptable(r.Adopt)
 	case r.Withdraw != nil:
 		return s.withdrawable(r.Withdraw.Sets)
+	}
+	return nil
+}
+
+// enrollable wants a new machine under a new name, or one that is enrolled, under
+// its own name, in the place of the enrolment that it has now.
+func (s *State) enrollable(e *signoff.Enrol) error {
+	n, known := s.Nodes[e.Node]
+	_, taken := s.NodeNamed(e.Name)
+	switch {
+	case known && n.Retired:
+		return fmt.Errorf("node %s was enrolled before, as %q, and retired; a retired machine is out for good", e.Node, n.Name)
+	case known && n.Name != e.Name:
+		return fmt.Errorf("node %s was enrolled before, as %q, and keeps that name", e.Node, n.Name)
+	case known && (e.Replaces != n.Enrolment || e.Enrolment == n.Enrolment):
+		return fmt.Errorf("node %s was enrolled before, at entry %d; a new enrolment has new keys and says that it replaces %s", e.Node, n.Index, n.Enrolment)
+	case !known && !e.Replaces.IsZero():
+		return fmt.Errorf("replaces enrolment %s of a node that is not enrolled", e.Replaces)
+	case !known && taken:
+		return fmt.Errorf("a node was enrolled as %q before; give this one another name", e.Name)
 	}
 	return nil
 }
@@ -337,7 +352,7 @@ func (s *State) Evaluate(r *Request) (*policy.Bound, policy.Result, error) {
 	digest := s.RuleDigest(rule)
 	var votes []policy.Vote
 	for _, v := range r.Votes {
-		if v.Doc.Decision == signoff.Approve && s.Stale(v, digest) != nil {
+		if v.Doc.Decision == signoff.Approve && s.Stale(r, v, digest) != nil {
 			continue
 		}
 		votes = append(votes, policy.Vote{Person: v.Doc.Person, Decision: policy.Decision(v.Doc.Decision), Time: v.Time, Expiry: v.Doc.Expiry})
@@ -349,7 +364,7 @@ func (s *State) Evaluate(r *Request) (*policy.Bound, policy.Result, error) {
 // Stale says why an approval that stands in the log no longer counts. A no
 // counts for good; a yes only under its own rule, from a token that its person
 // still has, and with shares that fit those of the others.
-func (s *State) Stale(v Vote, rule Digest) error {
+func (s *State) Stale(r *Request, v Vote, rule Digest) error {
 	if v.Doc.Rule != rule {
 		return fmt.Errorf("made under rule %s, the rule in force is %s", v.Doc.Rule.Short(), rule.Short())
 	}
@@ -359,6 +374,13 @@ func (s *State) Stale(v Vote, rule Digest) error {
 	for _, sh := range v.Doc.Shares {
 		if now := s.Objects[sh.Object].People.Epoch; sh.Epoch != now {
 			return fmt.Errorf("carries a share of epoch %d, the shares of object %s were dealt anew in epoch %d", sh.Epoch, sh.Object.Short(), now)
+		}
+	}
+	if l := r.Doc.Launch; l != nil {
+		for _, id := range l.Pool {
+			if n := s.Nodes[id]; n.Index > v.Index {
+				return fmt.Errorf("signed before node %s was enrolled with other keys, at entry %d", n.Name, n.Index)
+			}
 		}
 	}
 	return nil
@@ -371,6 +393,13 @@ func (s *State) settle(index uint64, changes []change) []change {
 	for _, c := range changes {
 		if !c.touches.IsZero() {
 			look[c.touches] = true
+		}
+		if n, ok := c.value.(*Node); ok && n.Index == index { // enrolled just now, maybe again
+			for id, r := range s.Requests {
+				if r.Ended == "" && r.Doc.Launch != nil && contains(r.Doc.Launch.Pool, n.ID) {
+					look[id] = true
+				}
+			}
 		}
 		if c.key == "tick" || c.key == "policy" || c.key == "people" || strings.HasPrefix(c.key, "reference/") {
 			for id, r := range s.Requests {

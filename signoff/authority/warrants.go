@@ -102,6 +102,9 @@ func (d decision) effect(r *Request) ([]change, error) {
 			return nil, err
 		}
 		n := &Node{ID: doc.Enrol.Node, Name: doc.Enrol.Name, Enrolment: doc.Enrol.Enrolment, Index: d.index, Keys: keys}
+		if old, again := s.Nodes[n.ID]; again {
+			n.Past, n.Claimed = old.Past, old.Claimed // the TPM is the same, and so is its clock
+		}
 		c, err := enrolNode(n)
 		return []change{c}, err
 	case doc.Retire != nil:

@@ -93,6 +93,10 @@ func (in Input) part(w *writer) {
 		w.field("node", "%s", r.Enrol.Name)
 		w.field("", "id %s", r.Enrol.Node)
 		w.field("enrolment", "%s", r.Enrol.Enrolment)
+		if !r.Enrol.Replaces.IsZero() {
+			w.field("replaces", "the keys of the node enrolled under this name")
+			w.field("", "enrolment %s", r.Enrol.Replaces)
+		}
 		w.field("effect", "the machine may join pools and be given weights")
 	case r.Retire != nil:
 		w.field("node", "%s", in.node(r.Retire.Node))

@@ -158,6 +158,9 @@ func TestGolden(t *testing.T) {
 		"enrol": input(t, signoff.ActionEnrol, func(r *signoff.Request) {
 			r.Enrol = &signoff.Enrol{Name: "node-3", Node: digest("n3"), Enrolment: digest("blob")}
 		}),
+		"enrol-again": input(t, signoff.ActionEnrol, func(r *signoff.Request) {
+			r.Enrol = &signoff.Enrol{Name: "node-1", Node: digest("n1"), Enrolment: digest("blob"), Replaces: digest("old blob")}
+		}),
 		"retire": input(t, signoff.ActionRetire, func(r *signoff.Request) { r.Retire = &signoff.Retire{Node: digest("n2")} }),
 		"policy": input(t, signoff.ActionPolicyChange, func(r *signoff.Request) { r.Policy = &signoff.PolicyChange{Policy: rules} }),
 		"resume": input(t, signoff.ActionResume, func(r *signoff.Request) {
