@@ -105,10 +105,14 @@ func ParsePublic(b []byte) (*Public, error) {
 	return p, nil
 }
 
-// readSymmetric passes over a TPMT_SYM_DEF_OBJECT.
+// readSymmetric passes over a TPMT_SYM_DEF_OBJECT: none, or a block cipher.
 func readSymmetric(c *cursor) {
-	if c.u16() != algNull {
+	switch alg := c.u16(); alg {
+	case algNull:
+	case algAES, algSM4, algCamellia:
 		c.next(4) // key bits, mode
+	default:
+		c.fail("symmetric algorithm 0x%04x is not known", alg)
 	}
 }
 

@@ -14,10 +14,12 @@ import (
 const (
 	algRSA     uint16 = 0x0001
 	algSHA1    uint16 = 0x0004
+	algAES     uint16 = 0x0006
 	algSHA256  uint16 = 0x000b
 	algSHA384  uint16 = 0x000c
 	algSHA512  uint16 = 0x000d
 	algNull    uint16 = 0x0010
+	algSM4     uint16 = 0x0013
 	algRSASSA  uint16 = 0x0014
 	algRSAES   uint16 = 0x0015
 	algRSAPSS  uint16 = 0x0016
@@ -29,6 +31,8 @@ const (
 	algSchnorr uint16 = 0x001c
 	algECMQV   uint16 = 0x001d
 	algECC     uint16 = 0x0023
+
+	algCamellia uint16 = 0x0026
 
 	curveP256 uint16 = 0x0003
 	curveP384 uint16 = 0x0004
