@@ -116,7 +116,18 @@ func readSymmetric(c *cursor) {
 	}
 }
 
-// readScheme reads a TPMT_RSA_SCHEME, TPMT_ECC_SCHEME or TPMT_KDF_SCHEME.
+// readKDF passes over a TPMT_KDF_SCHEME.
+func readKDF(c *cursor) {
+	switch alg := c.u16(); alg {
+	case algNull:
+	case algMGF1, algKDF1a, algKDF2, algKDF1b:
+		c.u16() // hash
+	default:
+		c.fail("key derivation 0x%04x is not known", alg)
+	}
+}
+
+// readScheme reads a TPMT_RSA_SCHEME or TPMT_ECC_SCHEME.
 func readScheme(c *cursor) (scheme, hash uint16) {
 	scheme = c.u16()
 	switch scheme {
@@ -163,9 +174,7 @@ func (p *Public) readECC(c *cursor) {
 	readSymmetric(c)
 	p.Scheme, p.SchemeHash = readScheme(c)
 	curveID := c.u16()
-	if kdf := c.u16(); kdf != algNull {
-		c.u16()
-	}
+	readKDF(c)
 	var curve elliptic.Curve
 	switch curveID {
 	case curveP256:

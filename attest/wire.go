@@ -15,6 +15,7 @@ const (
 	algRSA     uint16 = 0x0001
 	algSHA1    uint16 = 0x0004
 	algAES     uint16 = 0x0006
+	algMGF1    uint16 = 0x0007
 	algSHA256  uint16 = 0x000b
 	algSHA384  uint16 = 0x000c
 	algSHA512  uint16 = 0x000d
@@ -30,6 +31,9 @@ const (
 	algSM2     uint16 = 0x001b
 	algSchnorr uint16 = 0x001c
 	algECMQV   uint16 = 0x001d
+	algKDF1a   uint16 = 0x0020
+	algKDF2    uint16 = 0x0021
+	algKDF1b   uint16 = 0x0022
 	algECC     uint16 = 0x0023
 
 	algCamellia uint16 = 0x0026
