@@ -97,6 +97,19 @@ func (e *Enrolment) Marshal() ([]byte, error) {
 	return b, nil
 }
 
+// FreshKey returns the key made for one use as the evidence names it. It proves
+// nothing: see [Verify].
+func (ev *Evidence) FreshKey() (*ecdh.PublicKey, error) {
+	if ev.Fresh == nil {
+		return nil, errors.New("attest: the evidence names no key made for this use")
+	}
+	p, err := ParsePublic(ev.Fresh.Public)
+	if err != nil {
+		return nil, err
+	}
+	return p.p256DH()
+}
+
 // verifyFresh checks the key made for one use: certified by the node's AK, a
 // P-256 decryption key of the NULL hierarchy, made in the boot that was quoted.
 // It returns nothing where the evidence names none.

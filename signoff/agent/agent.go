@@ -208,7 +208,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	var wg sync.WaitGroup
-	for _, loop := range []func(context.Context){a.follow, a.activate, a.prove, a.hearHalts, a.tellHalts, a.watch, a.endLost} {
+	for _, loop := range []func(context.Context){a.follow, a.activate, a.prove, a.renew, a.hearHalts, a.tellHalts, a.watch, a.endLost} {
 		wg.Go(func() { loop(ctx) })
 	}
 	wg.Go(func() { a.serve(ctx, listener) })

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"math/big"
 	"net/http"
 	"os"
@@ -155,6 +156,51 @@ func TestAttackLastWeeksLeaseRoot(t *testing.T) {
 	if err := m.run(ctx, warrant, w.probe).end(); err == nil {
 		t.Error("a use was taken on an old lease")
 	}
+}
+
+// A coordinator shows another node's leaf for this one's, or says that an epoch had
+// no effect which had one. The agent takes neither, and goes on once it is told the
+// truth.
+func TestAttackCoordinatorLiesAboutNodes(t *testing.T) {
+	w := newWorld(t, slow, 2)
+	m, other := w.nodes[0], w.nodes[1]
+	for _, n := range w.nodes {
+		n.start()
+		n.enrol()
+		n.leased()
+	}
+	m.stop()
+	var lie atomic.Value
+	lie.Store("void")
+	var told atomic.Int64
+	cfg := m.config()
+	cfg.Endpoints = w.hostile(func(rw http.ResponseWriter, r *http.Request) bool {
+		switch {
+		case lie.Load() == "void" && r.URL.Path == "/v1/void":
+			var epoch uint64
+			w.State(func(_ *authority.Authority, s *authority.State) { epoch = s.Epoch.Index })
+			fmt.Fprintf(rw, "[%d]", epoch)
+			told.Add(1)
+			return true
+		case lie.Load() == "lease" && strings.HasPrefix(r.URL.Path, "/v1/leases/"):
+			r.URL.Path = "/v1/leases/" + other.id.Hex()
+			told.Add(1)
+		}
+		return false
+	})
+	m.startWith(cfg)
+	w.until("two lies about an epoch", func() bool { return told.Load() > 1 })
+	if s := m.status(); s.Size != 0 || s.Lease != 0 {
+		t.Fatalf("the agent follows a log in which an epoch was left out: %d entries, lease %d", s.Size, s.Lease)
+	}
+	lie.Store("lease")
+	told.Store(0)
+	w.until("three lies about a lease", func() bool { return told.Load() > 2 })
+	if s := m.status(); s.Size == 0 || s.Lease != 0 || s.NoLease != "no lease: no epoch has answered this agent yet" {
+		t.Fatalf("%d entries, lease %d: %s", s.Size, s.Lease, s.NoLease)
+	}
+	lie.Store("")
+	m.leased()
 }
 
 // listed waits until the agent's lease lists the warrant.

@@ -54,29 +54,24 @@ func (p *proving) current() error {
 
 func (p *proving) lose(why string) { p.until, p.lost, p.no = 0, why, true }
 
-// takeEpoch looks at the node's leaf in a new epoch. The fold has checked the
-// leaf; here is what it means to this process:
+// takeLease looks at the node's leaf of a new epoch, whose root the fold has. Here
+// is what it means to this process:
 //
 //   - it passed on a nonce sent from here: the lease runs from that sending;
 //   - it did not pass on evidence made for this very epoch, or the node is
-//     disputed or gone: no lease;
+//     disputed: no lease;
 //   - anything else (silence; evidence of an earlier process, or put forward
 //     late by somebody) is no word on now: the lease held runs to its own end.
-func (a *Agent) takeEpoch(s *authority.State) {
+//
+// A leaf that is not to be had is silence too. The caller holds mu.
+func (a *Agent) takeLease(l authority.Lease) {
 	p := &a.proving
-	if !a.enrolled {
-		p.lose("the node is not enrolled")
+	if !a.enrolled || l.Epoch <= p.epoch {
 		return
 	}
-	if s.Epoch == nil || s.Epoch.Number == p.epoch {
-		return
-	}
-	p.epoch = s.Epoch.Number
-	l, _, ok := s.Epoch.Lease(a.id)
+	p.epoch = l.Epoch
 	sent, ours := p.sent[string(l.Nonce)]
 	switch {
-	case !ok:
-		p.lose("the epoch has no leaf for this node")
 	case ours && l.Verdict == authority.VerdictPass:
 		p.lease, p.until, p.lost, p.no = l, sent.at+time.Duration(l.Duration)*time.Second, "", false
 	case ours && sent.epoch == l.Epoch, len(l.Nonce) == 0 && l.Reason != authority.ReasonSilent:
@@ -85,6 +80,53 @@ func (a *Agent) takeEpoch(s *authority.State) {
 	case p.until == 0:
 		p.lost = "no epoch has answered this agent yet: " + l.Reason
 	}
+}
+
+// renew fetches the node's leaf of each new epoch, with its proof, and nobody
+// else's. Nothing waits for it: halts and all else come with the log.
+func (a *Agent) renew(ctx context.Context) {
+	for ctx.Err() == nil {
+		news := a.news()
+		var epoch *authority.Epoch
+		err := a.state(func(s *authority.State) error {
+			if a.enrolled && s.Epoch != nil && s.Epoch.Number > a.proving.epoch && s.Epoch.Index > s.Nodes[a.id].Index {
+				epoch = s.Epoch
+			}
+			return nil
+		})
+		if err == nil && epoch != nil {
+			if err = a.fetchLease(ctx, epoch); err == nil {
+				continue
+			}
+			a.cfg.Log.Debug("no leaf of the epoch yet", "epoch", epoch.Number, "err", err)
+			pause(ctx, time.Second)
+			continue
+		}
+		select {
+		case <-ctx.Done():
+		case <-news:
+		}
+	}
+}
+
+// fetchLease asks for the leaf and takes it if it is this node's, of this epoch.
+func (a *Agent) fetchLease(ctx context.Context, epoch *authority.Epoch) error {
+	p, err := a.client().Lease(ctx, a.id, epoch.Number)
+	if err != nil {
+		return err
+	}
+	l, err := epoch.Open(p)
+	if err != nil {
+		return err
+	}
+	if l.Node != a.id || l.Epoch != epoch.Number {
+		return fmt.Errorf("agent: asked for the lease of this node in epoch %d, was shown that of node %s in epoch %d", epoch.Number, l.Node, l.Epoch)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.takeLease(l)
+	a.announce()
+	return nil
 }
 
 // remember notes a nonce before it is sent. The caller holds mu.

@@ -26,6 +26,7 @@ type ledger struct {
 	follower *follow.Follower
 	lines    map[uint64][]byte // folded by the follower, not settled
 	blobs    blobs             // that it looked up meanwhile
+	void     map[uint64]bool   // epochs and claims without effect, as the source says
 	floor    signoff.Seen      // never to go below
 
 	settled *authority.Authority // guarded by Agent.mu, like seen
@@ -33,12 +34,12 @@ type ledger struct {
 }
 
 func newLedger(charter Digest, client func() *api.Client, st store) (*ledger, error) {
-	l := &ledger{charter: charter, client: client, store: st, lines: map[uint64][]byte{}, blobs: blobs{known: map[Digest][]byte{}}}
+	l := &ledger{charter: charter, client: client, store: st, lines: map[uint64][]byte{}, void: map[uint64]bool{}, blobs: blobs{known: map[Digest][]byte{}}}
 	var err error
 	if l.floor, err = st.seen(); err != nil {
 		return nil, err
 	}
-	if l.settled, err = authority.New(charter); err != nil {
+	if l.settled, err = authority.NewWitnessed(charter); err != nil {
 		return nil, err
 	}
 	return l, l.begin()
@@ -46,13 +47,28 @@ func newLedger(charter Digest, client func() *api.Client, st store) (*ledger, er
 
 // begin makes a new follower.
 func (l *ledger) begin() (err error) {
-	l.follower, err = follow.New(l.charter, l, func(out authority.Outcome, line []byte) { l.lines[out.Index] = line })
+	l.follower, err = follow.NewWitnessed(l.charter, l, func(out authority.Outcome, line []byte) { l.lines[out.Index] = line })
 	return err
 }
 
 // Entries implements follow.Source.
 func (l *ledger) Entries(ctx context.Context, from, to uint64) ([][]byte, error) {
 	return l.client().Entries(ctx, from, to)
+}
+
+// Void implements follow.Witness. What is asked from the beginning is asked anew.
+func (l *ledger) Void(ctx context.Context, from, to uint64) ([]uint64, error) {
+	indexes, err := l.client().Void(ctx, from, to)
+	if err != nil {
+		return nil, err
+	}
+	if from == 0 {
+		clear(l.void)
+	}
+	for _, i := range indexes {
+		l.void[i] = true
+	}
+	return indexes, nil
 }
 
 // Blob implements follow.Source, and keeps what it fetched for settling.
@@ -94,6 +110,7 @@ func (l *ledger) verify(ctx context.Context, note []byte) (proof.Checkpoint, err
 
 // settle folds what was verified up to c. The caller holds Agent.mu.
 func (l *ledger) settle(c proof.Checkpoint) error {
+	l.settled.Doubt(l.void)
 	for i := l.settled.Size(); i < c.Size; i++ {
 		line, ok := l.lines[i]
 		if !ok {
@@ -108,6 +125,7 @@ func (l *ledger) settle(c proof.Checkpoint) error {
 	}
 	l.seen = signoff.Seen{Size: c.Size, Root: Digest(c.Root)}
 	clear(l.lines)
+	clear(l.void)
 	l.blobs.clear()
 	return nil
 }
@@ -190,7 +208,6 @@ func (a *Agent) advance(ctx context.Context, note []byte) error {
 	}
 	s := a.ledger.settled.State()
 	a.takeMembership(s)
-	a.takeEpoch(s)
 	a.dropLogged(s)
 	a.announce()
 	return nil
@@ -201,8 +218,12 @@ func (a *Agent) takeMembership(s *authority.State) {
 	n, ok := s.Nodes[a.id]
 	was := a.enrolled
 	a.enrolled = ok && !n.Retired && n.Keys.SignKey.Equal(a.identity.SignKey.Public())
+	if !a.enrolled {
+		a.proving.lose("the node is not enrolled")
+	}
 	switch {
 	case a.enrolled && !was:
+		a.proving.lost, a.proving.no = "no epoch has answered this agent yet", false
 		a.cfg.Log.Info("enrolled", "node", n.Name, "id", a.id)
 	case ok && !a.enrolled && was:
 		a.cfg.Log.Warn("this node was retired, or enrolled with other keys", "id", a.id)

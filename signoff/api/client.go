@@ -175,6 +175,28 @@ func (c *Client) Entries(ctx context.Context, from, to uint64) ([][]byte, error)
 	return out, nil
 }
 
+// Void returns which of the entries [from, to) are epochs and claims that had no
+// effect, by index. Nothing proves it but the state digest it leads to.
+func (c *Client) Void(ctx context.Context, from, to uint64) ([]uint64, error) {
+	b, err := c.read(ctx, http.MethodGet, fmt.Sprintf("/v1/void?from=%d&to=%d", from, to), nil, nil, MaxBlob)
+	if err != nil {
+		return nil, err
+	}
+	var out []uint64
+	return out, dsse.Decode(b, &out)
+}
+
+// Lease returns the proof of a node's leaf in the epoch in force, if that is the
+// one asked for. The caller opens it with the root it knows.
+func (c *Client) Lease(ctx context.Context, node Digest, epoch uint64) (*authority.LeaseProof, error) {
+	b, err := c.read(ctx, http.MethodGet, fmt.Sprintf("/v1/leases/%s?epoch=%d", node.Hex(), epoch), nil, nil, MaxMessage)
+	if err != nil {
+		return nil, err
+	}
+	out := new(authority.LeaseProof)
+	return out, dsse.Decode(b, out)
+}
+
 // PutBlob stores data under its digest.
 func (c *Client) PutBlob(ctx context.Context, data []byte) (Digest, error) {
 	want := Digest(sha256.Sum256(data))

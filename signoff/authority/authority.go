@@ -52,6 +52,9 @@ type Authority struct {
 	tree   compactTree
 	roots  []Digest // roots[i] is the log's root at size i+1
 
+	witnessed bool            // see NewWitnessed
+	void      map[uint64]bool // see Doubt
+
 	bootLogs bootLogs // neither changes an outcome
 	leases   leaseMemo
 }
@@ -63,6 +66,33 @@ func New(charter Digest) (*Authority, error) {
 		return nil, errors.New("authority: no charter digest given; pass the one your organisation published")
 	}
 	return &Authority{state: newState(charter), digest: dsse.Sum(stateLabel, charter[:])}, nil
+}
+
+// NewWitnessed begins a fold that appraises no evidence of nodes: epochs and claims
+// take effect as a quorum of notaries, who appraised it, took them. So it is for
+// final checkpoints only. It decides all else itself, keeps no leases, and needs no
+// evidence but the claims'. See [Epoch.Open] for a lease.
+//
+// Which epochs and claims had no effect is told by Doubt. A lie gives another state
+// digest than the checkpoint's.
+func NewWitnessed(charter Digest) (*Authority, error) {
+	a, err := New(charter)
+	if err == nil {
+		a.witnessed = true
+	}
+	return a, err
+}
+
+// Doubt says which entries are epochs or claims without effect, by index, for a
+// witnessed fold. The map is kept.
+func (a *Authority) Doubt(void map[uint64]bool) { a.void = void }
+
+// doubted reports whether the entry is said to have no effect.
+func (d decision) doubted() error {
+	if d.authority.witnessed && d.authority.void[d.index] {
+		return errors.New("the notaries gave it no effect")
+	}
+	return nil
 }
 
 const stateLabel = "keyturn/state/v1"

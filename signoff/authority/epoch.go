@@ -1,6 +1,7 @@
 package authority
 
 import (
+	"crypto/ecdh"
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
@@ -28,8 +29,16 @@ func (d decision) epoch(e *signoff.Epoch) ([]change, error) {
 		return nil, fmt.Errorf("made under policy %s, in force is %s", e.Policy, s.Policy.Digest)
 	}
 	recent, err := s.proposes(e.Notary)
+	if err == nil {
+		err = d.doubted()
+	}
 	if err != nil {
 		return nil, err
+	}
+	rec := &Epoch{Number: number, Index: d.index, Time: s.Time, Root: e.Root, Proposers: recent}
+	changes := []change{{key: "epoch", value: rec, put: func(s *State) { s.Epoch = rec }}}
+	if d.authority.witnessed {
+		return changes, nil
 	}
 	leases, err := d.authority.Leases(e.Evidence, d.blobs)
 	if err != nil {
@@ -42,8 +51,8 @@ func (d decision) epoch(e *signoff.Epoch) ([]change, error) {
 	if root != e.Root {
 		return nil, fmt.Errorf("lease root %s, this log gives %s", e.Root, root)
 	}
-	rec := &Epoch{Number: number, Index: d.index, Time: s.Time, Root: root, Proposers: recent, Leases: leases}
-	return []change{{key: "epoch", value: rec, put: func(s *State) { s.Epoch = rec }}}, nil
+	rec.Leases = leases
+	return changes, nil
 }
 
 // proposes lets a notary propose an epoch unless one of the last f was its own.
@@ -78,6 +87,27 @@ func (d decision) claimEvidence(c *signoff.Claim, r *Request) ([]byte, attest.Pa
 	if err != nil {
 		return nil, attest.Past{}, err
 	}
+	var fresh *ecdh.PublicKey
+	var past attest.Past
+	if d.authority.witnessed {
+		fresh, err = p.Evidence.FreshKey()
+	} else {
+		fresh, past, err = d.claimVerdict(p, c, r)
+	}
+	if err != nil {
+		return nil, past, err
+	}
+	spki, err := x509.MarshalPKIXPublicKey(fresh)
+	if err != nil {
+		return nil, past, err
+	}
+	if other, used := d.state.fresh[sha256.Sum256(spki)]; used {
+		return nil, past, fmt.Errorf("the fresh key was used by claim %s", other)
+	}
+	return spki, past, nil
+}
+
+func (d decision) claimVerdict(p *Presented, c *signoff.Claim, r *Request) (*ecdh.PublicKey, attest.Past, error) {
 	n := d.state.Nodes[c.Node]
 	v, err := d.authority.appraiser(d.blobs).appraise(n, p, attest.DomainClaim, r.ID, d.state.Epoch.Index+1)
 	if err != nil {
@@ -86,14 +116,7 @@ func (d decision) claimEvidence(c *signoff.Claim, r *Request) ([]byte, attest.Pa
 	if !v.Passed() || v.Fresh == nil {
 		return nil, attest.Past{}, fmt.Errorf("evidence of node %s: %s (%s)", n.Name, v.Reason, v.Remedy)
 	}
-	spki, err := x509.MarshalPKIXPublicKey(v.Fresh)
-	if err != nil {
-		return nil, attest.Past{}, err
-	}
-	if other, used := d.state.fresh[sha256.Sum256(spki)]; used {
-		return nil, attest.Past{}, fmt.Errorf("the fresh key was used by claim %s", other)
-	}
-	return spki, v.Past(), nil
+	return v.Fresh, v.Past(), nil
 }
 
 // enrolment fetches and verifies what a node brings to its enrolment.

@@ -90,18 +90,7 @@ func (l Lease) Leaf() ([]byte, error) { return dsse.Encode(l) }
 
 // LeaseRoot is the RFC 6962 root over the leases' leaves.
 func LeaseRoot(leases []Lease) (Digest, error) {
-	if len(leases) == 0 {
-		return Digest{}, errors.New("authority: an epoch without nodes has no root")
-	}
-	hashes := make([]tlog.Hash, len(leases))
-	err := parallel(len(leases), func(i int) error {
-		leaf, err := leases[i].Leaf()
-		if err != nil {
-			return fmt.Errorf("authority: encode lease of %s: %w", leases[i].Node, err)
-		}
-		hashes[i] = tlog.RecordHash(leaf)
-		return nil
-	})
+	hashes, err := leafHashes(leases)
 	if err != nil {
 		return Digest{}, err
 	}
@@ -110,6 +99,21 @@ func LeaseRoot(leases []Lease) (Digest, error) {
 		tree.add(h)
 	}
 	return Digest(tree.root()), nil
+}
+
+func leafHashes(leases []Lease) ([]tlog.Hash, error) {
+	if len(leases) == 0 {
+		return nil, errors.New("authority: an epoch without nodes has no root")
+	}
+	hashes := make([]tlog.Hash, len(leases))
+	return hashes, parallel(len(leases), func(i int) error {
+		leaf, err := leases[i].Leaf()
+		if err != nil {
+			return fmt.Errorf("authority: encode lease of %s: %w", leases[i].Node, err)
+		}
+		hashes[i] = tlog.RecordHash(leaf)
+		return nil
+	})
 }
 
 // parallel calls f for 0 to n-1 on all cores and returns the error of the lowest

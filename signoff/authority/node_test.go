@@ -1,6 +1,7 @@
 package authority_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"errors"
@@ -317,6 +318,18 @@ func TestAttackUsesOfALaunch(t *testing.T) {
 	if again := l.again(); again.StateDigest() != l.fold.StateDigest() {
 		t.Fatal("the same entries folded to another state")
 	}
+	void := l.void()
+	if len(void) < 8 {
+		t.Fatalf("%d epochs and claims without effect", len(void))
+	}
+	if got := l.witness(void); got.StateDigest() != l.fold.StateDigest() {
+		t.Fatal("who takes epochs and claims as the notaries did comes to another state")
+	}
+	// Told nothing, it takes for effect what had none, and sees another state than
+	// the notaries signed.
+	if got := l.witness(nil); got.StateDigest() == l.fold.StateDigest() {
+		t.Error("entries without effect leave no trace in the state")
+	}
 }
 
 func TestAttackReleaseAfterTheEnd(t *testing.T) {
@@ -362,6 +375,72 @@ func TestAttackLeaseWithoutEnd(t *testing.T) {
 	l.tick(now + 3600)
 	request, warrant = l.launch(4, m) // so that its own life is not the reason
 	l.voids(m.claims(request, warrant, 1), "ended: the epoch in force is 3600 s old")
+}
+
+// void lists the epochs and claims of the log that had no effect.
+func (l *log) void() map[uint64]bool {
+	l.t.Helper()
+	void := map[uint64]bool{}
+	a, err := authority.New(l.ID)
+	l.must(err)
+	l.must(a.ApplyAll(l.lines, l.blobs, func(out authority.Outcome, _ []byte) {
+		if out.Void != nil && (out.Kind == signoff.KindEpoch || out.Kind == signoff.KindClaim) {
+			void[out.Index] = true
+		}
+	}))
+	return void
+}
+
+// witness folds the log without appraising nodes.
+func (l *log) witness(void map[uint64]bool) *authority.Authority {
+	l.t.Helper()
+	a, err := authority.NewWitnessed(l.ID)
+	l.must(err)
+	a.Doubt(void)
+	l.must(a.ApplyAll(l.lines, l.blobs, func(authority.Outcome, []byte) {}))
+	return a
+}
+
+// A node takes its lease from the root by a proof, and no other for its own.
+func TestAttackLeaseProof(t *testing.T) {
+	l, ms := withNodes(t, 2)
+	l.leased(ms[0])
+	epoch := l.state().Epoch
+	witness := l.witness(l.void()).State().Epoch
+	if len(witness.Leases) != 0 || witness.Root != epoch.Root {
+		t.Fatalf("%d leases under root %s", len(witness.Leases), witness.Root)
+	}
+	for _, m := range ms[:2] {
+		p, err := epoch.Prove(m.id)
+		l.must(err)
+		want, _, _ := epoch.Lease(m.id)
+		got, err := witness.Open(p)
+		if err != nil || got.Node != m.id || got.Verdict != want.Verdict || got.Reason != want.Reason {
+			t.Errorf("%s: %+v, %v", m.name, got, err)
+		}
+		for name, change := range map[string]func(*authority.LeaseProof){
+			"another verdict": func(p *authority.LeaseProof) { p.Leaf = bytes.Replace(p.Leaf, []byte(`"fail"`), []byte(`"pass"`), 1) },
+			"longer":          func(p *authority.LeaseProof) { p.Leaf = append(p.Leaf, ' ') },
+			"another place":   func(p *authority.LeaseProof) { p.Index ^= 1 },
+			"no place":        func(p *authority.LeaseProof) { p.Index = p.Size },
+			"another size":    func(p *authority.LeaseProof) { p.Size += 2 },
+			"no path":         func(p *authority.LeaseProof) { p.Path = nil },
+			"nothing":         func(p *authority.LeaseProof) { *p = authority.LeaseProof{} },
+		} {
+			bad := *p
+			bad.Leaf, bad.Path = slices.Clone(p.Leaf), slices.Clone(p.Path)
+			change(&bad)
+			if bytes.Equal(bad.Leaf, p.Leaf) && bad.Index == p.Index && bad.Size == p.Size && len(bad.Path) == len(p.Path) {
+				continue // a lease that passed says no "fail"
+			}
+			if got, err := witness.Open(&bad); err == nil {
+				t.Errorf("%s, %s: opened to %+v", m.name, name, got)
+			}
+		}
+	}
+	if _, err := epoch.Prove(ms[2].id); err == nil {
+		t.Error("a proof for a node that is not there")
+	}
 }
 
 // verdict is the node's lease in an epoch over the evidence.

@@ -81,7 +81,10 @@ func (d decision) claim(c *signoff.Claim) ([]change, error) {
 	if c.Use != w.Used+1 {
 		return nil, fmt.Errorf("claims use %d of warrant %s, the next is %d of %d", c.Use, c.Warrant, w.Used+1, w.Doc.Uses)
 	}
-	if err := s.leased(c.Node); err != nil {
+	if err := d.doubted(); err != nil {
+		return nil, err
+	}
+	if err := s.leased(c.Node); err != nil && !d.authority.witnessed {
 		return nil, err
 	}
 	if !c.Resume.IsZero() {

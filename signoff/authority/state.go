@@ -149,7 +149,7 @@ type Node struct {
 	Index     uint64       `json:"index"`
 	Retired   bool         `json:"retired"`
 	Claimed   uint64       `json:"claimed"` // index of its last claim, 0 for none
-	Past      attest.Past  `json:"past"`    // as of that claim; what epochs proved stands in the leases
+	Past      attest.Past  `json:"-"`       // as of that claim; what epochs proved stands in the leases. Zero in a witnessed fold
 	Keys      *attest.Node `json:"-"`
 }
 
@@ -197,7 +197,9 @@ type Epoch struct {
 	Time      int64    `json:"time"`
 	Root      Digest   `json:"root"`
 	Proposers []Digest `json:"proposers"` // of the last f epochs, newest first
-	Leases    []Lease  `json:"-"`         // ascending by node
+	Leases    []Lease  `json:"-"`         // ascending by node; none in a witnessed fold
+
+	tree leaseTree
 }
 
 // Lease returns the node's lease in this epoch and its place among the leaves.

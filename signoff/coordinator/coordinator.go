@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
 	"github.com/keyturn/keyturn/signoff/follow"
@@ -69,6 +70,7 @@ type Coordinator struct {
 	mu       sync.Mutex
 	auth     *authority.Authority // folded up to the archive's size
 	outcomes map[uint64]error     // of recent entries
+	void     []uint64             // epochs and claims without effect, ascending
 	pending  []byte               // signed note not yet final, or nil
 	final    []byte               // newest note with a quorum, or nil
 	changed  chan struct{}        // closed and replaced whenever pending, final or the size changes
@@ -187,9 +189,11 @@ func (c *Coordinator) each(ctx context.Context, size uint64, do func(from uint64
 func (c *Coordinator) refold(ctx context.Context) error {
 	err := c.each(ctx, c.cfg.Archive.Size(), func(_ uint64, lines [][]byte) error {
 		for _, line := range lines {
-			if _, err := c.auth.Apply(line, c.blobs(ctx)); err != nil {
+			out, err := c.auth.Apply(line, c.blobs(ctx))
+			if err != nil {
 				return err
 			}
+			c.noteVoid(out)
 		}
 		return nil
 	})
@@ -310,10 +314,19 @@ func (c *Coordinator) foldNew(ctx context.Context) error {
 		if out.Void != nil {
 			c.cfg.Log.Warn("void entry", "index", out.Index, "kind", out.Kind, "why", out.Void)
 		}
+		c.noteVoid(out)
 		c.outcomes[out.Index] = out.Void
 		delete(c.outcomes, out.Index-min(out.Index, 65536))
 	}
 	return nil
+}
+
+// noteVoid keeps which epochs and claims had no effect, for those who do not
+// appraise nodes themselves. The caller holds mu.
+func (c *Coordinator) noteVoid(out authority.Outcome) {
+	if out.Void != nil && (out.Kind == signoff.KindEpoch || out.Kind == signoff.KindClaim) {
+		c.void = append(c.void, out.Index)
+	}
 }
 
 // announce wakes everyone who waits for news. The caller holds mu.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -24,6 +25,8 @@ func (c *Coordinator) Handler() http.Handler {
 	mux.HandleFunc("GET /v1/checkpoint", c.getCheckpoint)
 	mux.HandleFunc("GET /v1/entries", c.getEntries)
 	mux.HandleFunc("POST /v1/entries", c.postEntry)
+	mux.HandleFunc("GET /v1/void", c.getVoid)
+	mux.HandleFunc("GET /v1/leases/{node}", c.getLease)
 	mux.HandleFunc("PUT /v1/blobs", c.putBlob)
 	mux.HandleFunc("GET /v1/blobs/{digest}", c.getBlob)
 	mux.HandleFunc("POST /v1/cosignatures", c.postCosignature)
@@ -98,11 +101,55 @@ func (c *Coordinator) getCheckpoint(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (c *Coordinator) getEntries(w http.ResponseWriter, r *http.Request) {
+// span reads the range of entries asked for.
+func span(w http.ResponseWriter, r *http.Request) (from, to uint64, ok bool) {
 	from, err1 := strconv.ParseUint(r.FormValue("from"), 10, 64)
 	to, err2 := strconv.ParseUint(r.FormValue("to"), 10, 64)
 	if err := errors.Join(err1, err2); err != nil || from > to {
 		refuse(w, http.StatusBadRequest, "give from=A&to=B", fmt.Errorf("entries %q to %q", r.FormValue("from"), r.FormValue("to")))
+		return 0, 0, false
+	}
+	return from, to, true
+}
+
+func (c *Coordinator) getVoid(w http.ResponseWriter, r *http.Request) {
+	from, to, ok := span(w, r)
+	if !ok {
+		return
+	}
+	c.mu.Lock()
+	i, _ := slices.BinarySearch(c.void, from)
+	j, _ := slices.BinarySearch(c.void, to)
+	out := slices.Concat([]uint64{}, c.void[i:j])
+	c.mu.Unlock()
+	answer(w, out)
+}
+
+func (c *Coordinator) getLease(w http.ResponseWriter, r *http.Request) {
+	node, err := dsse.ParseDigest("sha256:" + r.PathValue("node"))
+	number, err2 := strconv.ParseUint(r.FormValue("epoch"), 10, 64)
+	if err := errors.Join(err, err2); err != nil {
+		refuse(w, http.StatusBadRequest, "give a node's id and epoch=N", err)
+		return
+	}
+	c.mu.Lock()
+	epoch := c.auth.State().Epoch
+	c.mu.Unlock()
+	if epoch == nil || epoch.Number != number {
+		refuse(w, http.StatusNotFound, "", fmt.Errorf("epoch %d is not in force here", number))
+		return
+	}
+	p, err := epoch.Prove(node)
+	if err != nil {
+		refuse(w, http.StatusNotFound, "", err)
+		return
+	}
+	answer(w, p)
+}
+
+func (c *Coordinator) getEntries(w http.ResponseWriter, r *http.Request) {
+	from, to, ok := span(w, r)
+	if !ok {
 		return
 	}
 	to = min(to, from+api.MaxBatch, c.cfg.Archive.Size())

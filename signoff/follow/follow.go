@@ -29,6 +29,16 @@ type Source interface {
 	Blob(ctx context.Context, digest Digest) ([]byte, error)
 }
 
+// A Witness is a source that says which epochs and claims had no effect. It is
+// trusted with that no more than with the rest.
+type Witness interface {
+	Source
+	Void(ctx context.Context, from, to uint64) ([]uint64, error)
+}
+
+// errState means that a fold came to another state than the checkpoint says.
+var errState = errors.New("programs of different versions, or a dishonest log")
+
 // ErrRollback means that the source shows less than was already seen, or
 // something else: proof of misbehaviour, not a reason to retry.
 var ErrRollback = errors.New("the log went back or was rewritten")
@@ -38,6 +48,7 @@ var ErrRollback = errors.New("the log went back or was rewritten")
 type Follower struct {
 	charter Digest
 	source  Source
+	witness Witness // nil: appraises all evidence itself
 	observe func(authority.Outcome, []byte)
 
 	mu         sync.Mutex
@@ -59,6 +70,26 @@ func New(charter Digest, source Source, observe func(authority.Outcome, []byte))
 		observe = func(authority.Outcome, []byte) {}
 	}
 	return &Follower{charter: charter, source: source, observe: observe, auth: auth}, nil
+}
+
+// NewWitnessed is New for those who take the verdicts on nodes from the notaries,
+// and fetch no evidence: see authority.NewWitnessed. It follows final checkpoints only.
+func NewWitnessed(charter Digest, source Witness, observe func(authority.Outcome, []byte)) (*Follower, error) {
+	f, err := New(charter, source, observe)
+	if err != nil {
+		return nil, err
+	}
+	f.witness = source
+	f.auth, err = f.begin()
+	return f, err
+}
+
+// begin makes an empty fold.
+func (f *Follower) begin() (*authority.Authority, error) {
+	if f.witness != nil {
+		return authority.NewWitnessed(f.charter)
+	}
+	return authority.New(f.charter)
 }
 
 // View calls fn with the fold and the last checkpoint accepted, while nothing
@@ -101,6 +132,9 @@ func (f *Follower) Final(ctx context.Context, note []byte) (proof.Checkpoint, er
 // What was seen that way need not stay: a recovery drops entries that are not
 // final. So a log with a further recovery may lack them, and no other log may.
 func (f *Follower) Committed(ctx context.Context, note []byte) (proof.Checkpoint, error) {
+	if f.witness != nil {
+		return proof.Checkpoint{}, errors.New("follow: a checkpoint that is not final says nothing about nodes")
+	}
 	return f.advance(ctx, note, rule{open: proof.Open, droppable: true})
 }
 
@@ -127,11 +161,11 @@ func (f *Follower) advance(ctx context.Context, note []byte, r rule) (proof.Chec
 	if !renewed && claimed.Size >= f.auth.Size() {
 		left := f.auth.Size() > f.last.Size
 		c, err := f.reach(ctx, f.auth, claimed, note, r)
-		if !left || !errors.Is(err, ErrRollback) {
+		if !left || !errors.Is(err, ErrRollback) && (f.witness == nil || !errors.Is(err, errState)) {
 			return c, err
 		}
 	}
-	fresh, err := authority.New(f.charter)
+	fresh, err := f.begin()
 	if err != nil {
 		return claimed, err
 	}
@@ -178,7 +212,7 @@ func (f *Follower) check(a *authority.Authority, claimed proof.Checkpoint, note 
 		return trust, fmt.Errorf("follow: entries below %d are not those seen before: %w", f.last.Size, ErrRollback)
 	}
 	if a.StateDigest() != Digest(claimed.State) {
-		return trust, fmt.Errorf("follow: checkpoint at size %d has state %s, this fold gives %s: programs of different versions, or a dishonest log", claimed.Size, Digest(claimed.State), a.StateDigest())
+		return trust, fmt.Errorf("follow: checkpoint at size %d has state %s, this fold gives %s: %w", claimed.Size, Digest(claimed.State), a.StateDigest(), errState)
 	}
 	return trust, nil
 }
@@ -193,6 +227,9 @@ func (f *Follower) extended(a *authority.Authority) bool {
 // next call goes on.
 func (f *Follower) fold(ctx context.Context, a *authority.Authority, size uint64) error {
 	blobs := fetcher{ctx, f.source}
+	if err := f.doubt(ctx, a, size); err != nil {
+		return err
+	}
 	for a.Size() < size {
 		from := a.Size()
 		lines, err := f.source.Entries(ctx, from, size)
@@ -210,6 +247,23 @@ func (f *Follower) fold(ctx context.Context, a *authority.Authority, size uint64
 			return err
 		}
 	}
+	return nil
+}
+
+// doubt asks which of the entries to fold had no effect.
+func (f *Follower) doubt(ctx context.Context, a *authority.Authority, size uint64) error {
+	if f.witness == nil || a.Size() >= size {
+		return nil
+	}
+	indexes, err := f.witness.Void(ctx, a.Size(), size)
+	if err != nil {
+		return fmt.Errorf("follow: entries without effect from %d: %w", a.Size(), err)
+	}
+	void := make(map[uint64]bool, len(indexes))
+	for _, i := range indexes {
+		void[i] = true
+	}
+	a.Doubt(void)
 	return nil
 }
 
