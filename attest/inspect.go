@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/keyturn/keyturn/attest/eventlog"
@@ -19,12 +20,13 @@ import (
 // QuoteFiles are the raw files that a person has at hand, as tpm2_quote and
 // tpm2_pcrread write them.
 type QuoteFiles struct {
-	Quote     []byte // TPMS_ATTEST (tpm2_quote -m)
-	Signature []byte // TPMT_SIGNATURE (tpm2_quote -s)
-	AK        []byte // PKIX as PEM or DER, or TPMT_PUBLIC, with or without its 16-bit size in front
-	Nonce     []byte // extra data expected, nil to accept any that is not empty
-	PCRs      []byte // what eventlog.DecodePCRs takes, a file of tpm2_quote -o or tpm2_pcrread -o, or raw values in order of selection; nil for none
-	Log       []byte // firmware event log, nil for none; it is judged against PCRs, which must come with it
+	Quote     []byte   // TPMS_ATTEST (tpm2_quote -m)
+	Signature []byte   // TPMT_SIGNATURE (tpm2_quote -s)
+	AK        []byte   // PKIX as PEM or DER, or TPMT_PUBLIC, with or without its 16-bit size in front
+	Nonce     []byte   // extra data expected, nil to accept any that is not empty
+	PCRs      []byte   // what eventlog.DecodePCRs takes, a file of tpm2_quote -o or tpm2_pcrread -o, or raw values in order of selection; nil for none
+	Log       []byte   // firmware event log, nil for none; without PCRs it must lead to what was signed, by itself
+	Names     []string // of the machine, for PCRs in JSON that hold those of several
 }
 
 // A QuoteReport is what a quote says once its signature was checked. What was
@@ -242,15 +244,20 @@ func checkFirmware(values map[int][]byte) error {
 }
 
 // checkPCRs compares the values given with the signed digest, then the log with
-// the values.
+// the values. A log alone must lead to the values that were signed.
 func (r *QuoteReport) checkPCRs(f QuoteFiles, h crypto.Hash, s *statement) error {
-	if f.PCRs == nil {
-		if f.Log != nil {
-			return errors.New("the log can only be judged against PCR values: give them as well")
-		}
+	var values map[uint16]map[int][]byte
+	var err error
+	said := "that of the PCR values given"
+	switch {
+	case f.PCRs != nil:
+		values, err = decodePCRs(f.PCRs, s.banks, f.Names...)
+	case f.Log != nil:
+		values, err = replayedPCRs(f.Log, s.banks)
+		said = "what the log leads to; give the PCR values to learn which differ"
+	default:
 		return nil
 	}
-	values, err := decodePCRs(f.PCRs, s.banks)
 	if err != nil {
 		return err
 	}
@@ -261,7 +268,7 @@ func (r *QuoteReport) checkPCRs(f QuoteFiles, h crypto.Hash, s *statement) error
 		}
 	}
 	if !bytes.Equal(digestOf(h, ordered), s.pcrDigest) {
-		return fmt.Errorf("the signed digest %x is not that of the PCR values given", s.pcrDigest)
+		return fmt.Errorf("the signed digest %x is not %s", s.pcrDigest, said)
 	}
 	for _, bank := range s.banks {
 		if err := checkFirmware(values[bank.Algorithm]); err != nil {
@@ -273,12 +280,30 @@ func (r *QuoteReport) checkPCRs(f QuoteFiles, h crypto.Hash, s *statement) error
 		return nil
 	}
 	for _, bank := range s.banks {
-		if err := explainLog(f.Log, bankName(bank.Algorithm), withoutIMA(values[bank.Algorithm])); err != nil {
+		boot := withoutIMA(values[bank.Algorithm])
+		if len(boot) == 0 {
+			continue // a bank of which nothing is quoted that firmware logs
+		}
+		if err := explainLog(f.Log, bankName(bank.Algorithm), boot); err != nil {
 			return err
 		}
+		r.LogChecked = true
 	}
-	r.LogChecked = true
 	return nil
+}
+
+// replayedPCRs are the values of the selected PCRs that the firmware's log leads to.
+func replayedPCRs(log []byte, banks []Bank) (map[uint16]map[int][]byte, error) {
+	l, err := eventlog.Parse(log)
+	if err != nil {
+		return nil, err
+	}
+	return selectPCRs(banks, func(bank Bank) (map[int][]byte, error) {
+		if slices.Contains(bank.PCRs, pcrIMA) {
+			return nil, fmt.Errorf("PCR %d is quoted, which no firmware's log explains: give the PCR values as well", pcrIMA)
+		}
+		return l.Values(bankName(bank.Algorithm))
+	})
 }
 
 // withoutIMA leaves out the PCR that the firmware's log does not explain.
@@ -288,11 +313,11 @@ func withoutIMA(pcrs map[int][]byte) map[int][]byte {
 }
 
 // decodePCRs reads the values of the selected PCRs.
-func decodePCRs(b []byte, banks []Bank) (map[uint16]map[int][]byte, error) {
+func decodePCRs(b []byte, banks []Bank, names ...string) (map[uint16]map[int][]byte, error) {
 	switch {
 	case isText(b):
 		return selectPCRs(banks, func(bank Bank) (map[int][]byte, error) {
-			return eventlog.DecodePCRs(b, bankName(bank.Algorithm))
+			return eventlog.DecodePCRs(b, bankName(bank.Algorithm), names...)
 		})
 	case len(b) != rawSize(banks) && serialized(b):
 		all, err := unserialize(b)

@@ -13,6 +13,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/keyturn/keyturn/attest/eventlog"
 )
 
 func read(t testing.TB, name string) []byte {
@@ -286,10 +288,45 @@ func TestInspectQuoteRefusals(t *testing.T) {
 	wantError(t, inspect(forgedQuote(nonce, one, list...), []byte(`{"0":"00"}`), nil), "PCR sha256:0 has 1 bytes, wanted 32")
 	wantError(t, inspect(forgedQuote(nonce, one, list...), []byte(`{`), nil), "expected PCRs are not")
 	wantError(t, inspect(forgedQuote(nonce, one, list...), append(list[0], 1), nil), "1 bytes follow")
-	wantError(t, inspect(forgedQuote(nonce, one, list...), nil, []byte("log")), "give them as well")
+	wantError(t, inspect(forgedQuote(nonce, one, list...), nil, []byte("log")), "eventlog: offset 0")
+	boot := read(t, "testdata/local-boot/uki-systemd-stub.bios")
+	wantError(t, inspect(forgedQuote(nonce, one, list...), nil, boot), "is not what the log leads to")
+	wantError(t, inspect(forgedQuote(nonce, selection(Bank{algSHA256, []int{0, 10}}), list[0], list[0]), nil, boot), "PCR 10 is quoted")
 	quote := forgedQuote(nonce, one, list...)
 	_, err := InspectQuote(QuoteFiles{Quote: quote, Signature: f.sign(t, quote), AK: f.public, Nonce: fmt.Appendf(nil, "%X\n", nonce)})
 	wantError(t, err, "give the bytes")
+}
+
+// A log by itself leads to the values that were signed, those of PCRs that it does not
+// extend included; banks of which nothing is selected are passed over.
+func TestInspectQuoteByLog(t *testing.T) {
+	f := newForger(t, elliptic.P256(), akAttributes, algSHA256)
+	nonce := []byte("0123456789abcdef")
+	log := read(t, "testdata/local-boot/uki-systemd-stub.bios")
+	parsed, err := eventlog.Parse(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	values, err := parsed.Values("sha256")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pcrs := []int{0, 4, 7, 8, 11, 17}
+	var list [][]byte
+	for _, pcr := range pcrs {
+		list = append(list, values[pcr])
+	}
+	for _, banks := range [][]Bank{{{algSHA256, pcrs}}, {{algSHA1, nil}, {algSHA256, pcrs}}} {
+		quote := forgedQuote(nonce, selection(banks...), list...)
+		files := QuoteFiles{Quote: quote, Signature: f.sign(t, quote), AK: f.public, Nonce: nonce, Log: log}
+		if r, err := InspectQuote(files); err != nil || !r.LogChecked || !r.PCRsChecked {
+			t.Errorf("%+v: %v", r, err)
+		}
+		files.PCRs = bytes.Join(list, nil)
+		if r, err := InspectQuote(files); err != nil || !r.LogChecked {
+			t.Errorf("%+v: %v", r, err)
+		}
+	}
 }
 
 func TestDecodeAK(t *testing.T) {

@@ -32,6 +32,22 @@ func (l *Log) Replay(bankName string) (PCRs, error) {
 	return pcrs, nil
 }
 
+// Values are what [Log.Replay] leads to, for all PCRs there are: those that the log
+// does not extend have the value of a reset.
+func (l *Log) Values(bankName string) (PCRs, error) {
+	b, err := l.bank(bankName)
+	if err != nil {
+		return nil, err
+	}
+	var s state
+	l.replay(b, &s)
+	pcrs := make(PCRs, pcrCount)
+	for i := range s.value {
+		pcrs[i] = bytes.Clone(s.value[i][:b.size])
+	}
+	return pcrs, nil
+}
+
 func (l *Log) replay(b bank, s *state) {
 	s.reset(b, l.locality)
 	var buf [2 * maxDigest]byte

@@ -94,13 +94,15 @@ func summarise(file, bank, expect string) (*eventlog.Summary, error) {
 			return nil, err
 		}
 		// A file may hold several machines' values under their logs' names.
-		name := strings.TrimSuffix(filepath.Base(file), filepath.Ext(file))
-		if want, err = eventlog.DecodePCRs(b, bank, name); err != nil {
+		if want, err = eventlog.DecodePCRs(b, bank, baseName(file)); err != nil {
 			return nil, err
 		}
 	}
 	return l.Summary(bank, want)
 }
+
+// baseName is the file's name without directory and ending.
+func baseName(file string) string { return strings.TrimSuffix(filepath.Base(file), filepath.Ext(file)) }
 
 func eventlogText(w writer, s *eventlog.Summary, compared bool) {
 	fmt.Fprintf(w, "events       %d, bank %s\n", s.Events, s.Bank)
@@ -168,6 +170,8 @@ func quoteCmd(a *app) *cobra.Command {
 				}
 				*part.into = append([]byte{}, b...)
 			}
+			// A file of values may hold several machines' under their files' names.
+			f.Names = []string{baseName(quote), baseName(log)}
 			r, err := attest.InspectQuote(f)
 			if err != nil {
 				return err
@@ -180,7 +184,7 @@ func quoteCmd(a *app) *cobra.Command {
 	f.StringVar(&ak, "ak", "", "attestation key: PEM, DER or TPMT_PUBLIC")
 	f.StringVar(&nonce, "nonce", "", "file with the nonce that the quote must carry")
 	f.StringVar(&pcrs, "pcrs", "", "PCR values: a file of tpm2_quote -o or tpm2_pcrread, JSON, or raw in the order of the selection")
-	f.StringVar(&log, "log", "", "firmware event log that must explain the PCRs")
+	f.StringVar(&log, "log", "", "firmware event log that must explain the PCRs; without --pcrs it must lead to those signed")
 	return require(cmd, "quote", "sig", "ak")
 }
 

@@ -176,6 +176,10 @@ func TestAttestQuote(t *testing.T) {
 	if code, out, errs := runHere(good...); code != 0 || !strings.Contains(out, `"nonceChecked":true`) {
 		t.Fatalf("code %d: %s%s", code, out, errs)
 	}
+	whole := append(slices.Clone(good), "--pcrs", file("expected-sha256.json"), "--log", file("uki-systemd-stub.bios"))
+	if code, out, errs := runHere(whole...); code != 0 || !strings.Contains(out, `"pcrsChecked":true,"logChecked":true`) {
+		t.Fatalf("code %d: %s%s", code, out, errs)
+	}
 	for name, change := range map[string][2]string{
 		"AttackNonceReplay":      {"--nonce", file("secureboot-shim-grub.nonce")},
 		"AttackForeignKey":       {"--ak", file("secureboot-shim-grub.ak")},
