@@ -49,18 +49,21 @@ func (i *Identity) makeEK(ctx context.Context) (ek *keys.Object, err error) {
 			ek = i.ek
 			return nil
 		}
-		if ek, err = keys.NewPrimary(tr, tpm2.TPMRHEndorsement, ekKinds[n].public); err != nil {
-			return err
-		}
-		// The certificate names the key: what answers to it is this TPM and not
-		// something on the way to it.
-		if err := attest.MatchEK(ek.Public(), i.state.EKCert); err != nil {
-			return err
-		}
+		ek, err = makeEK(tr, ekKinds[n], i.state.EKCert)
 		i.ek = ek
-		return nil
+		return err
 	})
 	return ek, err
+}
+
+// makeEK makes the endorsement key and holds it to its certificate, which names
+// the key: what answers to it is this TPM and not something on the way to it.
+func makeEK(tr transport.TPM, kind ekKind, cert []byte) (*keys.Object, error) {
+	ek, err := keys.NewPrimary(tr, tpm2.TPMRHEndorsement, kind.public)
+	if err != nil {
+		return nil, err
+	}
+	return ek, attest.MatchEK(ek.Public(), cert)
 }
 
 // certify has the AK vouch for a key of this TPM (TPM2_Certify, Part 3, section 18.2).
@@ -96,32 +99,39 @@ func (i *Identity) Activate(ctx context.Context, credentialBlob, encSecret []byt
 		return secret, err
 	}
 	err = i.device.Run(ctx, "answer a challenge", func(tr transport.TPM) error {
-		return ek.Use(tr, func(h tpm2.NamedHandle) error {
-			return i.activate(tr, ek, h, tpm2.ActivateCredential{
-				CredentialBlob: tpm2.TPM2BIDObject{Buffer: credentialBlob},
-				Secret:         tpm2.TPM2BEncryptedSecret{Buffer: encSecret},
-			}, &secret)
+		return i.ak.UseWithAuth(tr, func(ak tpm2.AuthHandle) (err error) {
+			secret, err = activate(tr, ek, ak, credentialBlob, encSecret)
+			return err
 		})
 	})
 	return secret, err
 }
 
 // activate runs the command in a session salted to the EK itself, whose public
-// key the certificate gave: nobody between here and the TPM sees the secret.
-func (i *Identity) activate(tr transport.TPM, ek *keys.Object, h tpm2.NamedHandle, command tpm2.ActivateCredential, secret *[32]byte) error {
+// key the certificate gave: nobody between here and the TPM sees the secret. It
+// comes out if the challenge names the object, an AK or another key.
+func activate(tr transport.TPM, ek *keys.Object, object tpm2.AuthHandle, credentialBlob, encSecret []byte) (secret [32]byte, err error) {
 	public, err := tpm2.Unmarshal[tpm2.TPMTPublic](ek.Public())
 	if err != nil {
-		return err
+		return secret, err
 	}
-	session, end, err := tpm2.PolicySession(tr, tpm2.TPMAlgSHA256, 16,
-		tpm2.Salted(h.Handle, *public), tpm2.AESEncryption(128, tpm2.EncryptOut))
-	if err != nil {
-		return err
-	}
-	return errors.Join(i.activateIn(tr, session, h, command, secret), end())
+	err = ek.Use(tr, func(h tpm2.NamedHandle) error {
+		session, end, err := tpm2.PolicySession(tr, tpm2.TPMAlgSHA256, 16,
+			tpm2.Salted(h.Handle, *public), tpm2.AESEncryption(128, tpm2.EncryptOut))
+		if err != nil {
+			return err
+		}
+		return errors.Join(activateIn(tr, session, tpm2.ActivateCredential{
+			ActivateHandle: object,
+			KeyHandle:      tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: session},
+			CredentialBlob: tpm2.TPM2BIDObject{Buffer: credentialBlob},
+			Secret:         tpm2.TPM2BEncryptedSecret{Buffer: encSecret},
+		}, &secret), end())
+	})
+	return secret, err
 }
 
-func (i *Identity) activateIn(tr transport.TPM, session tpm2.Session, h tpm2.NamedHandle, command tpm2.ActivateCredential, secret *[32]byte) error {
+func activateIn(tr transport.TPM, session tpm2.Session, command tpm2.ActivateCredential, secret *[32]byte) error {
 	_, err := tpm2.PolicySecret{
 		AuthHandle:    tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)},
 		PolicySession: session.Handle(),
@@ -130,19 +140,15 @@ func (i *Identity) activateIn(tr transport.TPM, session tpm2.Session, h tpm2.Nam
 	if err != nil {
 		return err
 	}
-	return i.ak.UseWithAuth(tr, func(ak tpm2.AuthHandle) error {
-		command.ActivateHandle = ak
-		command.KeyHandle = tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: session}
-		rsp, err := command.Execute(tr)
-		if err != nil {
-			return err
-		}
-		if len(rsp.CertInfo.Buffer) != len(secret) {
-			return fmt.Errorf("the secret has %d bytes, not %d", len(rsp.CertInfo.Buffer), len(secret))
-		}
-		copy(secret[:], rsp.CertInfo.Buffer)
-		return nil
-	})
+	rsp, err := command.Execute(tr)
+	if err != nil {
+		return err
+	}
+	if len(rsp.CertInfo.Buffer) != len(secret) {
+		return fmt.Errorf("the secret has %d bytes, not %d", len(rsp.CertInfo.Buffer), len(secret))
+	}
+	copy(secret[:], rsp.CertInfo.Buffer)
+	return nil
 }
 
 // quoteTries bounds how often a quote is repeated because a PCR changed between

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	attesttpm "github.com/keyturn/keyturn/attest/tpm"
 	"github.com/keyturn/keyturn/cmd/internal/keys"
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/hsm"
@@ -170,15 +174,24 @@ type custodyView struct {
 	PIN         bool   `json:"pin"`
 	PCRs        []int  `json:"pcrs,omitempty"`
 	TriesLeft   string `json:"triesLeft"`
+	Maker       string `json:"maker,omitempty"` // of the TPM, by the certificate that --ek-roots held it to
+	EK          string `json:"ek,omitempty"`    // digest of that TPM's endorsement key
 }
 
 func keyAttestCmd(a *app) *cobra.Command {
-	return &cobra.Command{Use: "attest URI", Short: "say what a key's holder says of it: made there, never left, cannot leave", Args: cobra.ExactArgs(1),
+	var roots string
+	cmd := &cobra.Command{Use: "attest URI", Short: "say what a key's holder says of it: made there, never left, cannot leave", Args: cobra.ExactArgs(1),
 		Long: `Attest asks the token (CKA_LOCAL, CKA_SENSITIVE, CKA_EXTRACTABLE and their
 histories) or the TPM (the attributes it bound to the key) what it says of a
-key. That is its word to you, here and now. No certificate of a maker is
-checked, so it makes no key "attested": in a production charter a key is
-"witnessed", by people who watched it made and saw this answer.
+key. That is its word to you, here and now, and PKCS#11 has no more to give.
+
+Of a tpm: key --ek-roots has it proved: the TPM's endorsement certificate must
+chain to a root in that directory, and the TPM must answer a challenge that only
+one with both that endorsement key and this very key can answer.
+
+The proof is to this program, on this machine, so it makes no key "attested" in
+a charter: there a key is "witnessed", by people who watched it made and saw
+this answer.
 
 It exits 1 if the holder does not say that it made the key and keeps it.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -186,7 +199,13 @@ It exits 1 if the holder does not say that it made the key and keeps it.`,
 			if err != nil {
 				return err
 			}
-			v := custodyView{c.URI, string(c.Kind), "", string(c.Class), c.Holder(), c.Made, c.Stays, c.Stayed, c.PIN, c.PCRs, c.TriesLeft}
+			v := custodyView{URI: c.URI, Kind: string(c.Kind), Class: string(c.Class), Holder: c.Holder(), Made: c.Made, Stays: c.Stays, Stayed: c.Stayed,
+				PIN: c.PIN, PCRs: c.PCRs, TriesLeft: c.TriesLeft}
+			if roots != "" {
+				if v.Maker, v.EK, err = a.proveKey(cmd.Context(), args[0], roots); err != nil {
+					return err
+				}
+			}
 			if fp, err := hsm.Fingerprint(c.Public); err == nil {
 				v.Fingerprint = dsse.Digest(fp).String()
 			}
@@ -198,11 +217,41 @@ It exits 1 if the holder does not say that it made the key and keeps it.`,
 			}
 			return nil
 		}}
+	cmd.Flags().StringVar(&roots, "ek-roots", "", "tpm: only: directory with the certificates of TPM makers, PEM or DER")
+	return cmd
+}
+
+// proveKey has the TPM prove that it holds a key, and names its maker.
+func (a *app) proveKey(ctx context.Context, uri, dir string) (maker, ek string, err error) {
+	if u, err := hsm.ParseURI(uri); err != nil || u.Scheme != hsm.SchemeTPM {
+		return "", "", errors.Join(err, usage(errors.New("--ek-roots is for tpm: keys; other holders prove nothing")))
+	}
+	roots, intermediates, err := a.readRoots(dir)
+	if err != nil {
+		return "", "", err
+	}
+	t, err := a.keyring().TPM()
+	if err != nil {
+		return "", "", err
+	}
+	proved, err := (&attesttpm.Device{TPM: t}).ProveKey(ctx, uri, a.keyring().Access(), roots, intermediates, time.Now())
+	if err != nil {
+		return "", "", err
+	}
+	maker = proved.Manufacturer
+	if proved.Emulated {
+		maker += ", EMULATED"
+	}
+	return maker, dsse.Digest(proved.ID).String(), nil
 }
 
 func (v custodyView) write(w writer) {
 	yes := map[bool]string{true: "yes", false: "NO"}
-	rows := [][]string{{"key", v.URI}, {"kind", v.Kind}, {"fingerprint", v.Fingerprint}, {"class", v.Class}, {"says so", v.Holder + ", and no certificate"},
+	by := v.Holder + ", and no certificate"
+	if v.EK != "" {
+		by = fmt.Sprintf("%s, proved by endorsement key %s of maker %s", v.Holder, v.EK, v.Maker)
+	}
+	rows := [][]string{{"key", v.URI}, {"kind", v.Kind}, {"fingerprint", v.Fingerprint}, {"class", v.Class}, {"says so", by},
 		{"made there", yes[v.Made]}, {"cannot leave", yes[v.Stays]}, {"never could", yes[v.Stayed]}, {"PIN", yes[v.PIN]}, {"tries left", v.TriesLeft}}
 	if len(v.PCRs) > 0 {
 		rows = append(rows, []string{"bound to PCRs", fmt.Sprint(v.PCRs)})

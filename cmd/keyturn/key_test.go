@@ -18,7 +18,7 @@ const softHSM = "/usr/lib/softhsm/libsofthsm2.so"
 
 // The pages of testdata/key keep keys in a SoftHSM token and a software TPM.
 // $TOKEN is the pkcs11: URI of the token "alice" up to an object's label, $MODULE
-// the rest of it.
+// the rest of it. roots holds the certificates behind the TPM's.
 func TestKeyScripts(t *testing.T) {
 	if _, err := os.Stat(softHSM); err != nil {
 		t.Skip("needs SoftHSM2 (package softhsm2)")
@@ -43,8 +43,15 @@ func TestKeyScripts(t *testing.T) {
 		env.Setenv("TOKEN", "pkcs11:token=alice;object=")
 		env.Setenv("KEYTURN_TPM", e.Path)
 		env.Setenv("KEYTURN_CONFIG", filepath.Join(env.WorkDir, "none.yaml"))
-		if err := os.Mkdir(filepath.Join(env.WorkDir, "tokens"), 0o700); err != nil {
-			return err
+		for _, dir := range []string{"tokens", "roots", "other-roots"} {
+			if err := os.Mkdir(filepath.Join(env.WorkDir, dir), 0o700); err != nil {
+				return err
+			}
+		}
+		for i, der := range e.CA {
+			if err := os.WriteFile(filepath.Join(env.WorkDir, "roots", fmt.Sprint(i)), der, 0o600); err != nil {
+				return err
+			}
 		}
 		return os.WriteFile(conf, fmt.Appendf(nil, "directories.tokendir = %s/tokens\nlog.level = ERROR\n", env.WorkDir), 0o600)
 	}})

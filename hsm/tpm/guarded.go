@@ -553,3 +553,30 @@ func (t *TPM) Describe(ctx context.Context, uri string) (Description, error) {
 	public, err := g.file.publicKey(g.kind)
 	return Description{g.kind, public, !g.file.emptyAuth, g.file.pcrs}, err
 }
+
+// WithKey calls f with the key at uri loaded and authorised by its auth value,
+// the PIN if it has one. That is enough for what proves where a key is
+// (TPM2_ActivateCredential); of a key bound to PCRs it is not enough to use it.
+func (t *TPM) WithKey(ctx context.Context, uri string, a Access, what string, f func(tr transport.TPM, key tpm2.AuthHandle) error) error {
+	g, err := t.open(ctx, uri, a, hsm.KindP256, hsm.KindECDH, hsm.KindSeal)
+	if err != nil {
+		return err
+	}
+	defer g.Close()
+	var auth []byte
+	if !g.file.emptyAuth {
+		pin, err := g.pins.get(ctx, t)
+		if err != nil {
+			return fmt.Errorf("tpm: %s: %w", what, err)
+		}
+		auth = pin.Bytes()
+	}
+	err = t.Run(ctx, what, func(tr transport.TPM) error {
+		return t.session(tr, encryptIn, auth, func(s tpm2.Session) error {
+			return g.object.Use(tr, func(h tpm2.NamedHandle) error {
+				return f(tr, tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: s})
+			})
+		})
+	})
+	return g.pins.judge(ctx, t, err)
+}

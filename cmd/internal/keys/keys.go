@@ -59,7 +59,8 @@ func (r *Ring) TPM() (*tpm.TPM, error) {
 	return r.tpm, nil
 }
 
-func (r *Ring) access() tpm.Access { return tpm.Access{PIN: r.pin, Interactive: r.Attended} }
+// Access is where the PINs of tpm: keys come from.
+func (r *Ring) Access() tpm.Access { return tpm.Access{PIN: r.pin, Interactive: r.Attended} }
 
 // Token opens the token that a pkcs11: URI names.
 func (r *Ring) Token(ctx context.Context, uri string) (*token.Token, hsm.URI, error) {
@@ -114,7 +115,7 @@ func (r *Ring) Key(ctx context.Context, uri string, pinned crypto.PublicKey) (hs
 		if err != nil {
 			return nil, err
 		}
-		return t.Key(ctx, uri, pinned, r.access())
+		return t.Key(ctx, uri, pinned, r.Access())
 	case hsm.SchemeSSHAgent:
 		k, err := sshagent.Open(ctx, sshagent.Config{}, uri, pinned)
 		if err != nil {
@@ -149,7 +150,7 @@ func (r *Ring) Decrypter(ctx context.Context, uri string, pinned *ecdh.PublicKey
 		if err != nil {
 			return nil, err
 		}
-		return t.Decrypter(ctx, uri, pinned, r.access())
+		return t.Decrypter(ctx, uri, pinned, r.Access())
 	case hsm.SchemeFile:
 		return file.OpenDecrypter(uri, pinned)
 	}
@@ -174,7 +175,7 @@ func (r *Ring) Sealer(ctx context.Context, uri string) (hsm.Sealer, error) {
 		if err != nil {
 			return nil, err
 		}
-		return t.Sealer(ctx, uri, r.access())
+		return t.Sealer(ctx, uri, r.Access())
 	case hsm.SchemeVault:
 		v, err := r.Vault(ctx)
 		if err != nil {

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/keyturn/keyturn/hsm"
 )
 
@@ -16,6 +18,14 @@ func answer(t *testing.T, p hsm.PIN) (string, error) {
 	b, err := p(context.Background(), "PIN")
 	defer b.Wipe()
 	return string(b.Bytes()), err
+}
+
+// dup returns a descriptor that belongs to whoever takes it.
+func dup(t *testing.T, f *os.File) int {
+	t.Helper()
+	fd, err := unix.Dup(int(f.Fd()))
+	check(t, err)
+	return fd
 }
 
 func TestDescriptorPIN(t *testing.T) {
@@ -35,7 +45,7 @@ func TestDescriptorPIN(t *testing.T) {
 		_, err = w.WriteString(text)
 		check(t, err)
 		check(t, w.Close())
-		p := DescriptorPIN(int(r.Fd()))
+		p := DescriptorPIN(dup(t, r))
 		for i, pin := range want {
 			got, err := answer(t, p)
 			if got != pin || (err == nil) != (pin != "") {
@@ -79,7 +89,7 @@ func TestDaemonKeepsDescriptorPIN(t *testing.T) {
 	_, err = w.WriteString("4711\n")
 	check(t, err)
 	check(t, w.Close())
-	p, err := DaemonPIN(int(r.Fd()), "")
+	p, err := DaemonPIN(dup(t, r), "")
 	check(t, err)
 	for range 3 {
 		if got, err := answer(t, p); got != "4711" || err != nil {
