@@ -133,7 +133,7 @@ func readScheme(c *cursor) (scheme, hash uint16) {
 	switch scheme {
 	case algNull, algRSAES:
 		return scheme, 0
-	case algRSASSA, algRSAPSS, algOAEP, algECDSA, algECDH, algSM2, algSchnorr, algECMQV:
+	case algRSASSA, algRSAPSS, algOAEP, algECDSA, algECDH, algECMQV:
 		return scheme, c.u16()
 	case algECDAA:
 		hash = c.u16()

@@ -12,29 +12,27 @@ import (
 // Constants of TCG TPM 2.0 Library, Part 2 (section 6.3 TPM_ALG_ID, 6.4
 // TPM_ECC_CURVE, 6.9 TPM_ST, 7.4 TPM_HANDLE).
 const (
-	algRSA     uint16 = 0x0001
-	algSHA1    uint16 = 0x0004
-	algAES     uint16 = 0x0006
-	algMGF1    uint16 = 0x0007
-	algSHA256  uint16 = 0x000b
-	algSHA384  uint16 = 0x000c
-	algSHA512  uint16 = 0x000d
-	algNull    uint16 = 0x0010
-	algSM4     uint16 = 0x0013
-	algRSASSA  uint16 = 0x0014
-	algRSAES   uint16 = 0x0015
-	algRSAPSS  uint16 = 0x0016
-	algOAEP    uint16 = 0x0017
-	algECDSA   uint16 = 0x0018
-	algECDH    uint16 = 0x0019
-	algECDAA   uint16 = 0x001a
-	algSM2     uint16 = 0x001b
-	algSchnorr uint16 = 0x001c
-	algECMQV   uint16 = 0x001d
-	algKDF1a   uint16 = 0x0020
-	algKDF2    uint16 = 0x0021
-	algKDF1b   uint16 = 0x0022
-	algECC     uint16 = 0x0023
+	algRSA    uint16 = 0x0001
+	algSHA1   uint16 = 0x0004
+	algAES    uint16 = 0x0006
+	algMGF1   uint16 = 0x0007
+	algSHA256 uint16 = 0x000b
+	algSHA384 uint16 = 0x000c
+	algSHA512 uint16 = 0x000d
+	algNull   uint16 = 0x0010
+	algSM4    uint16 = 0x0013
+	algRSASSA uint16 = 0x0014
+	algRSAES  uint16 = 0x0015
+	algRSAPSS uint16 = 0x0016
+	algOAEP   uint16 = 0x0017
+	algECDSA  uint16 = 0x0018
+	algECDH   uint16 = 0x0019
+	algECDAA  uint16 = 0x001a
+	algECMQV  uint16 = 0x001d
+	algKDF1a  uint16 = 0x0020
+	algKDF2   uint16 = 0x0021
+	algKDF1b  uint16 = 0x0022
+	algECC    uint16 = 0x0023
 
 	algCamellia uint16 = 0x0026
 

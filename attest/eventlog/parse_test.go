@@ -84,9 +84,9 @@ func TestRefuseSecondDigest(t *testing.T) {
 	}
 }
 
-// TestVendorInfoSizeOverrun is an attack: a size that reaches past the event, in the
+// TestAttackVendorInfoSizeOverrun: a size that reaches past the event, in the
 // headers of all three formats.
-func TestVendorInfoSizeOverrun(t *testing.T) {
+func TestAttackVendorInfoSizeOverrun(t *testing.T) {
 	for _, data := range [][]byte{
 		specID(SHA256),
 		append([]byte("Spec ID Event00\x00"), make([]byte, 9)...),

@@ -9,6 +9,7 @@ import (
 
 	"github.com/keyturn/keyturn/attest"
 	"github.com/keyturn/keyturn/signoff/api"
+	"github.com/keyturn/keyturn/signoff/authority"
 )
 
 // imaTries is how often the kernel's list is read for one quote.
@@ -22,13 +23,14 @@ type imaList struct {
 	before *attest.Measured // proved in this boot, nil for nothing
 }
 
-// list leaves out what was allowed in an epoch that answered this process, hence
-// in this boot, as long as the rules that allowed it are there. After a refusal
-// all of it goes out again.
-func (p *proving) list(refs *attest.References) imaList {
-	l := imaList{before: p.lease.Past.IMA}
-	if p.no {
-		l.before = nil
+// list leaves out what was allowed before, as long as the rules that allowed it
+// are there. How much that is stands in the leaf of the epoch in force; it is of
+// this boot if an epoch has answered this process. Otherwise, and after a refusal,
+// all of it goes out.
+func (p *proving) list(refs *attest.References, inForce *authority.Epoch) imaList {
+	var l imaList
+	if inForce != nil && p.epoch == inForce.Number && p.lease.Epoch > 0 && !p.no {
+		l.before = p.leaf.Past.IMA
 	}
 	var onlyNew bool
 	if l.wanted, onlyNew = refs.WantIMA(l.before); !onlyNew {

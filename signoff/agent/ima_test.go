@@ -107,6 +107,37 @@ func TestAttackFileAfterTheBoot(t *testing.T) {
 	}
 }
 
+// What the kernel measured between a lease and a claim is proved by both, and no
+// epoch takes the one for a gap in the other.
+func TestFilesAroundAClaim(t *testing.T) {
+	train := sha256.Sum256([]byte("train"))
+	w := newWorld(t, slow, 1, func(w *world) {
+		w.files = &ima.Rules{Files: map[string][]string{"/usr/bin/train": {fmt.Sprintf("sha256:%x", train)}}}
+	})
+	m := w.nodes[0]
+	m.kernel()
+	m.start()
+	m.enrol()
+	m.leased()
+	warrant := w.launch("inputs", 3, m)
+	m.listed(warrant)
+	for i := range 3 {
+		m.measures("/usr/bin/train", train)
+		if err := m.run(t.Context(), warrant, w.probe).end(); err != nil {
+			t.Fatalf("use %d: %v", i+1, err)
+		}
+		if s := m.status(); s.Lease == 0 {
+			t.Fatalf("after use %d: %s", i+1, s.NoLease)
+		}
+	}
+	m.proved(4)
+	w.State(func(_ *authority.Authority, s *authority.State) {
+		if n := s.Nodes[m.id]; n.Claimed == 0 || n.Past.IMA == nil {
+			t.Errorf("claimed at entry %d, past %+v", n.Claimed, n.Past)
+		}
+	})
+}
+
 // Without a list a node does not pass rules for files.
 func TestAttackKernelWithoutAList(t *testing.T) {
 	w := newWorld(t, slow, 1, func(w *world) { w.files = &ima.Rules{Digests: []string{"sha256:" + strings.Repeat("0", 64)}} })

@@ -23,6 +23,7 @@ type proving struct {
 	order []string           // of the nonces, oldest first
 	last  time.Duration      // when evidence was sent last
 	epoch uint64             // looked at last
+	leaf  authority.Lease    // of that epoch
 	lease authority.Lease    // the last one that passed; zero before
 	until time.Duration      // on CLOCK_BOOTTIME; 0: no lease
 	lost  string             // why there is none
@@ -69,7 +70,7 @@ func (a *Agent) takeLease(l authority.Lease) {
 	if !a.enrolled || l.Epoch <= p.epoch {
 		return
 	}
-	p.epoch = l.Epoch
+	p.epoch, p.leaf = l.Epoch, l
 	sent, ours := p.sent[string(l.Nonce)]
 	switch {
 	case ours && l.Verdict == authority.VerdictPass:
@@ -147,10 +148,16 @@ type question struct {
 	pcrs  string // those asked for
 }
 
+// leafPatience is how long evidence for the next epoch waits for the leaf of this
+// one, which says how much of the kernel's list need not be sent again.
+const leafPatience = 2 * time.Second
+
 // prove sends evidence for each epoch, and the same again where nothing came of
 // it: the mailbox forgets when a coordinator restarts.
 func (a *Agent) prove(ctx context.Context) {
 	var given answer
+	var epoch uint64
+	var since time.Duration
 	for ctx.Err() == nil {
 		news := a.news()
 		var q question
@@ -158,7 +165,13 @@ func (a *Agent) prove(ctx context.Context) {
 		err := a.state(func(s *authority.State) error {
 			every = time.Duration(s.Policy.Compiled.Leases().Epoch) * time.Second
 			now, err := boottime()
-			if a.enrolled {
+			if next := nextEpoch(s); next != epoch {
+				epoch, since = next, now
+			}
+			switch {
+			case s.Epoch != nil && a.proving.epoch != s.Epoch.Number && now-since < leafPatience:
+				every = leafPatience // to wait for the leaf
+			case a.enrolled:
 				floor, _ := s.EvidenceFloor(a.id)
 				q = question{floor, fmt.Sprint(attest.Selection(s.ReferenceSets(), nil, s.Time))}
 				due = q != given.to || now-a.proving.last > every
@@ -230,7 +243,7 @@ func (a *Agent) evidence(ctx context.Context, b attest.Binding, fresh *tpm.Fresh
 		}
 		refs := attest.NewReferences(s.ReferenceSets(), s.Time)
 		seen, pcrs = a.ledger.seen, refs.Selection(nil)
-		list = a.proving.list(refs)
+		list = a.proving.list(refs, s.Epoch)
 		return err
 	})
 	if err != nil {

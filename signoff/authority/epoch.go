@@ -116,7 +116,13 @@ func (d decision) claimVerdict(p *Presented, c *signoff.Claim, r *Request) (*ecd
 	if !v.Passed() || v.Fresh == nil {
 		return nil, attest.Past{}, fmt.Errorf("evidence of node %s: %s (%s)", n.Name, v.Reason, v.Remedy)
 	}
-	return v.Fresh, v.Past(), nil
+	// How far the kernel's list was proved is said by leaves alone, which nodes
+	// go by; a claim moves the clock.
+	past := attest.Past{Clock: v.Clock}
+	if before := d.state.past(n); before != nil && !v.Rebooted {
+		past.IMA = before.IMA
+	}
+	return v.Fresh, past, nil
 }
 
 // enrolment fetches and verifies what a node brings to its enrolment.
