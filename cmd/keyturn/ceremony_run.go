@@ -28,12 +28,13 @@ type session struct {
 	files   string            // directory of what is laid out for the ceremony
 	modules map[string]string // PKCS#11 module by token of the equipment; "" for all others
 	uris    map[string]string // signing key by person, of those without a token in the script
+	opens   map[string]string // the key that opens shares, likewise
 }
 
 func ceremonyRunCmd(a *app) *cobra.Command {
 	s := &session{app: a}
 	var rehearsal bool
-	var modules, uris []string
+	var modules, uris, opens []string
 	cmd := &cobra.Command{Use: "run SCRIPT --dir DIR", Short: "follow a script, or go on with it where it stopped", Args: cobra.ExactArgs(1),
 		Long: `Run follows a script from one computer, to which the people of each step bring
 their tokens. All that happens is written to DIR before the next thing is done:
@@ -45,7 +46,7 @@ the step and abort ends the ceremony, each with an exception, signed by the
 master and all witnesses; stop leaves. Then the record is shown, and each
 signer types their name and gives the PIN of their token.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := s.flags(args[0], modules, uris); err != nil {
+			if err := s.flags(args[0], modules, uris, opens); err != nil {
 				return usage(err)
 			}
 			return s.run(cmd.Context(), args[0], modeOf(rehearsal))
@@ -55,15 +56,16 @@ signer types their name and gives the PIN of their token.`,
 	f.StringVar(&s.files, "files", "", "directory of the files that the script names (default the script's)")
 	f.StringArrayVar(&modules, "module", nil, "PKCS#11 module of the tokens, PATH, or TOKEN=PATH for one of the script's tokens")
 	f.StringArrayVar(&uris, "key", nil, "NAME=URI, the signing key of a person to whom the script gives no token")
+	f.StringArrayVar(&opens, "exchange", nil, "NAME=URI, the key that opens a person's shares, for a step that names no token")
 	f.BoolVar(&rehearsal, "rehearsal", false, "use throw-away keys made in DIR, and mark everything as a REHEARSAL")
 	return require(cmd, "dir")
 }
 
-func (s *session) flags(script string, modules, uris []string) error {
+func (s *session) flags(script string, modules, uris, opens []string) error {
 	if s.files == "" {
 		s.files = filepath.Dir(script)
 	}
-	s.modules, s.uris = map[string]string{}, map[string]string{}
+	s.modules, s.uris, s.opens = map[string]string{}, map[string]string{}, map[string]string{}
 	for _, m := range modules {
 		name, path, ok := strings.Cut(m, "=")
 		if !ok {
@@ -74,12 +76,14 @@ func (s *session) flags(script string, modules, uris []string) error {
 		}
 		s.modules[name] = path
 	}
-	for _, u := range uris {
-		name, uri, ok := strings.Cut(u, "=")
-		if _, err := hsm.ParseURI(uri); !ok || err != nil {
-			return fmt.Errorf("--key %s: want NAME=URI", u)
+	for into, list := range map[*map[string]string][]string{&s.uris: uris, &s.opens: opens} {
+		for _, u := range list {
+			name, uri, ok := strings.Cut(u, "=")
+			if _, err := hsm.ParseURI(uri); !ok || err != nil {
+				return fmt.Errorf("key %s: want NAME=URI", u)
+			}
+			(*into)[name] = uri
 		}
-		s.uris[name] = uri
 	}
 	return nil
 }
@@ -386,9 +390,26 @@ func (s *session) uriOf(name string) (string, error) {
 	case s.chain.Mode != ceremony.Real:
 		return s.throwaway(name, hsm.KindP256)
 	case s.uris[name] == "":
-		return "", ui.WithHint(fmt.Errorf("the script gives %s no token", name), "stop, and name the key with --key %s=URI", name)
+		return "", noToken(name, "key")
 	}
 	return s.uris[name], nil
+}
+
+// exchangeOf names the key that opens a person's shares in a step.
+func (s *session) exchangeOf(step *ceremony.Step) (string, error) {
+	switch {
+	case step.Token != "":
+		return s.tokenURI(step.Token, step.Object, hsm.KindECDH)
+	case s.chain.Mode != ceremony.Real:
+		return s.throwaway(step.Person+"_exchange", hsm.KindECDH)
+	case s.opens[step.Person] == "":
+		return "", noToken(step.Person, "exchange")
+	}
+	return s.opens[step.Person], nil
+}
+
+func noToken(name, flag string) error {
+	return ui.WithHint(fmt.Errorf("the script gives %s no token", name), "stop, and name the key with --%s %s=URI", flag, name)
 }
 
 // tokenURI names a key on a token of the equipment, by its label and serial

@@ -452,7 +452,7 @@ func keygenDone(st *authority.State) (group, transcript dsse.Digest, err error) 
 // drillShare opens a person's share on the token, compares it with the sealer's
 // commitments, and wipes it. A rehearsal opens something that it sealed itself.
 func (s *session) drillShare(ctx context.Context, step *ceremony.Step) ([]ceremony.Finding, error) {
-	uri, err := s.tokenURI(step.Token, step.Object, hsm.KindECDH)
+	uri, err := s.exchangeOf(step)
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -783,5 +784,88 @@ func TestAttackCeremonyKeyMadeBefore(t *testing.T) {
 	})
 	if o.code == 0 || strings.Count(o.err, "which this step did not make") != 2 {
 		t.Errorf("exit %d: %s", o.code, tail(o.err))
+	}
+}
+
+// logScript is a drill on a cluster that runs, by its people. The log's copy is
+// in the directory log beside the script.
+const logScript = `version: 1
+name: drill-cluster
+purpose: drill
+title: A drill on the log
+charter: "%s"
+people:
+  - {name: bob, organisation: lab, roles: [master]}
+  - {name: carol, organisation: lab, roles: [witness]}
+  - {name: alice, organisation: lab, roles: [holder]}
+steps:
+  - {name: charter, do: verify-charter, file: charter.json, text: "The charter.", by: [bob, carol]}
+  - {name: log, do: verify-log, log: log, text: "The log.", by: [bob, carol]}
+  - {name: log-aloud, do: read-aloud, of: log, text: "Its root.", by: [bob, carol]}
+  - {name: keys, do: verify-keygen, log: log, text: "The group key.", by: [bob, carol]}
+  - {name: share, do: drill-share, person: alice, weights: "%s", log: log, proves: "alice's share opens", text: "The share.", by: [alice, carol]}
+`
+
+// A ceremony on a running cluster reads its log, opens a share, and ends in it.
+func TestCeremonyInTheLog(t *testing.T) {
+	d := newDesk(t)
+	v := d.seal("erin", "model")
+	h := &hall{t: t, dir: d.work}
+	h.must(os.CopyFS(h.path("log"), os.DirFS(filepath.Join(d.Dir, "log"))))
+	h.script = h.write("script.yaml", fmt.Sprintf(logScript, d.ID, v.Object))
+	for _, name := range []string{"alice", "bob", "carol"} {
+		h.args = append(h.args, "--key", name+"=file:"+filepath.Join(d.Dir, name+".pem"))
+	}
+	wrong := append(slices.Clip(h.args), "--exchange", "alice=file:"+filepath.Join(d.Dir, "bob-x.pem"))
+	h.args = append(h.args, "--exchange", "alice=file:"+filepath.Join(d.Dir, "alice-x.pem"))
+	right := h.args
+	h.args = wrong
+	failed := 0
+	o, _ := h.run(func(q string) (string, error) {
+		if strings.HasPrefix(q, "[go") && h.records() == 8 {
+			if failed++; failed == 2 {
+				return "stop", nil
+			}
+		}
+		return "", errors.New("")
+	})
+	if o.code == 0 || strings.Count(o.err, "FAILED") != 1 {
+		t.Fatalf("another's key opened alice's share: exit %d: %s", o.code, tail(o.err))
+	}
+	h.args = right
+	h.does()
+	path := h.path("ceremony", "transcript.json")
+	_, r, err := readTranscript(path)
+	h.must(err)
+	keys, _ := r.Done("keys")
+	var group string
+	d.State(func(_ *authority.Authority, s *authority.State) { group = groupFingerprint(s).String() })
+	if keys == nil || keys.Find("group") != group {
+		t.Errorf("the ceremony found group key %q, the log has %s", keys.Find("group"), group)
+	}
+	if o := keyturn(t, "ceremony", "verify", path, "--charter", d.path("charter.json")); o.code != 0 {
+		t.Fatalf("verify: exit %d: %s", o.code, o.err)
+	}
+
+	var registered struct {
+		Transcript dsse.Digest `json:"transcript"`
+		Index      uint64      `json:"index"`
+	}
+	h.must(dsse.Decode([]byte(strings.TrimSpace(d.does("dave", "register", "ceremony", "register", path, "--json"))), &registered))
+	d.Sync(registered.Index + 1)
+	d.State(func(_ *authority.Authority, s *authority.State) {
+		if c := s.Ceremonies[r.Transcript]; c == nil || c.Index != registered.Index || c.Script != r.Digest {
+			t.Errorf("the log has %+v, register answered %+v", c, registered)
+		}
+	})
+	if o := d.as("erin", "register", "ceremony", "register", path); o.code == 0 || !strings.Contains(o.err, "is registered at entry") {
+		t.Errorf("registered twice: exit %d: %s", o.code, o.err)
+	}
+
+	// A rehearsal of the same reads the same log, and stays out of it.
+	h2 := &hall{t: t, dir: d.work, script: h.script, args: []string{"--dir", h.path("rehearsal")}}
+	h2.does("--rehearsal")
+	if o := d.as("dave", "register", "ceremony", "register", h.path("rehearsal", "REHEARSAL-transcript.json")); o.code == 0 || !strings.Contains(o.err, "this is a REHEARSAL") {
+		t.Errorf("a rehearsal: exit %d: %s", o.code, o.err)
 	}
 }

@@ -22,7 +22,7 @@ var kinds = map[Kind]struct{ members, finds string }{
 	Accept:        {"person", "charter acceptance"},
 	VerifyKeygen:  {"log", "charter entries root group transcript"},
 	VerifyLog:     {"log", "charter entries root state"},
-	DrillShare:    {"person token object weights log", "object epoch index key"},
+	DrillShare:    {"person token? object? weights log", "object epoch index key"},
 	Position:      {"file", "notary size root answer"},
 	ReadAloud:     {"of", "digest"},
 	FileDigest:    {"file digest?", "digest bytes"},
@@ -187,7 +187,7 @@ func (s *Script) checkStep(t *Step, earlier map[string]*Step) error {
 			return fmt.Errorf("%s acts and does not sign", t.Person)
 		}
 	}
-	if t.Token != "" {
+	if t.Token+t.Object != "" {
 		if err := s.checkToken(t.Token, t.Object); err != nil {
 			return err
 		}
