@@ -94,7 +94,10 @@ func openJournal(dir string, mode ceremony.Mode, script []byte, medium func(stri
 		return nil, false, err
 	}
 	j = &journal{file: f}
-	if resumed, err = j.open(mode, script); err != nil {
+	if resumed, err = j.open(mode, script); err == nil {
+		err = syncDir(dir)
+	}
+	if err != nil {
 		return nil, false, errors.Join(fmt.Errorf("%s: %w", f.Name(), err), f.Close())
 	}
 	return j, resumed, nil

@@ -196,12 +196,15 @@ func (s *session) tell(ctx context.Context, err error) error {
 	if err == nil || errors.Is(err, errJournal) || ctx.Err() != nil {
 		return errors.Join(err, ctx.Err())
 	}
-	s.say("FAILED: %s\n", err)
+	if err := s.incident(err); err != nil {
+		return err
+	}
+	s.say("FAILED: %s\n", s.incidents[len(s.incidents)-1].Text) // as it will be signed
 	var hint *ui.Hint
 	if errors.As(err, &hint) {
 		s.say("hint: %s\n", hint.Do)
 	}
-	return s.incident(err)
+	return nil
 }
 
 func (s *session) pass(ctx context.Context, step *ceremony.Step) error {

@@ -147,9 +147,12 @@ func (s *Script) checkSteps() error {
 	if n := len(s.Steps); n == 0 || n > MaxSteps {
 		return fmt.Errorf("%d steps, want 1 to %d", n, MaxSteps)
 	}
-	earlier := map[string]*Step{}
+	earlier, signatures := map[string]*Step{}, 0
 	for i := range s.Steps {
 		t := &s.Steps[i]
+		if signatures += len(t.By); signatures > MaxSignatures {
+			return fmt.Errorf("more than %d signatures are asked for: make two ceremonies of it", MaxSignatures)
+		}
 		if err := signoff.CheckName("step", t.Name); err != nil {
 			return err
 		}

@@ -15,6 +15,10 @@ const (
 	// MaxSteps bounds a script: a day's work.
 	MaxSteps = 256
 
+	// MaxSignatures bounds those that a script asks for, so that a transcript
+	// with a few kilobytes for each fits MaxTranscript.
+	MaxSignatures = 1024
+
 	// MaxSigners bounds the countersignatures of one step.
 	MaxSigners = 16
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"crypto/sha256"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -97,6 +98,14 @@ func TestScriptRefused(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), test.reason) {
 			t.Errorf("%q as %q: %v, want %q", test.old, test.new, err, test.reason)
 		}
+	}
+	many := strings.Builder{}
+	many.WriteString(script)
+	for i := range 400 {
+		fmt.Fprintf(&many, "  - {name: s%d, do: manual, text: x, by: [maria, wendy, walter]}\n", i)
+	}
+	if _, err := ceremony.ParseScript([]byte(many.String())); err == nil || !strings.Contains(err.Error(), "405 steps") {
+		t.Errorf("405 steps: %v", err)
 	}
 	if _, err := ceremony.ParseScript([]byte(script + "---\nversion: 1\n")); err == nil {
 		t.Error("a second document was read")
