@@ -336,10 +336,7 @@ func (l *listed) prove() *refusal {
 // If none describes the boot and one does that no longer counts, it says so.
 func (v *Verdict) consult(files *listed, refs *References) *refusal {
 	no := v.consultCurrent(files, refs)
-	describes := func(r reference) bool {
-		_, differs := r.mismatch(v.PCRs)
-		return !differs
-	}
+	describes := func(r reference) bool { return r.differs(v.PCRs) == nil }
 	if no == nil || slices.ContainsFunc(refs.sets, describes) {
 		return no
 	}
@@ -378,9 +375,13 @@ func (v *Verdict) consultCurrent(files *listed, refs *References) *refusal {
 
 // match returns why the set does not match, or how far it allowed the kernel's list.
 func (v *Verdict) match(files *listed, r reference) (*Measured, *refusal) {
-	if pcr, differs := r.mismatch(v.PCRs); differs {
+	if differs := r.differs(v.PCRs); differs != nil {
+		more := ""
+		for _, pcr := range differs[1:] {
+			more += fmt.Sprintf(", nor PCR %d", pcr)
+		}
 		return nil, refuse("boot what the set describes, or adopt a set that describes this boot",
-			"PCR %d is %v, which reference set %s version %d does not allow", pcr, v.PCRs[pcr], r.Name, r.Version)
+			"PCR %d is %v, which reference set %s version %d does not allow%s", differs[0], v.PCRs[differs[0]], r.Name, r.Version, more)
 	}
 	if r.files == nil {
 		return nil, nil

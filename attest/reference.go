@@ -56,8 +56,9 @@ func (r *ReferenceSet) Marshal() ([]byte, error) {
 	return b, nil
 }
 
-// Validate refuses a set that says nothing, and one that accepts a PCR that was
-// never extended: that is what a machine without measured boot shows.
+// Validate refuses a set that says nothing, and one that accepts a PCR of the
+// firmware that was never extended: that is what a machine without measured boot
+// shows. In PCR 8 to 15 zeros say that nothing was added to what was booted.
 func (r *ReferenceSet) Validate() error {
 	if !printableASCII(r.Name) || strings.TrimSpace(r.Name) != r.Name {
 		return fmt.Errorf("attest: reference set name %q is not printable ASCII of 1 to 128 characters", r.Name)
@@ -89,7 +90,7 @@ func (r *ReferenceSet) validate() error {
 		if len(values) == 0 || len(values) > maxAlts {
 			return fmt.Errorf("PCR %d has %d values, wanted 1 to %d", pcr, len(values), maxAlts)
 		}
-		if slices.Contains(values, Digest{}) {
+		if (pcr < 8 || pcr > 15) && slices.Contains(values, Digest{}) {
 			return fmt.Errorf("PCR %d may be all zeros: nothing would have been measured", pcr)
 		}
 	}
@@ -201,14 +202,18 @@ func Selection(sets []*ReferenceSet, policy []int, now int64) []int {
 	return NewReferences(sets, now).Selection(policy)
 }
 
-// mismatch returns the lowest PCR that the set does not accept, and false if it
-// accepts all that it names. A PCR without a value is not accepted.
-func (r reference) mismatch(pcrs map[int]Digest) (int, bool) {
+// Differs returns the PCRs that the set names and does not accept, ascending. A
+// PCR without a value is not accepted.
+func (r *ReferenceSet) Differs(pcrs map[int]Digest) []int {
+	return reference{ReferenceSet: r, pcrs: slices.Sorted(maps.Keys(r.PCRs))}.differs(pcrs)
+}
+
+func (r reference) differs(pcrs map[int]Digest) (out []int) {
 	for _, pcr := range r.pcrs {
 		value, measured := pcrs[pcr]
 		if !measured || !slices.Contains(r.PCRs[pcr], value) {
-			return pcr, true
+			out = append(out, pcr)
 		}
 	}
-	return 0, false
+	return out
 }

@@ -51,6 +51,7 @@ func TestReferenceSetRefusals(t *testing.T) {
 		"no pcrs":          func(r *ReferenceSet) { r.PCRs = nil },
 		"no values":        func(r *ReferenceSet) { r.PCRs[4] = nil },
 		"zero value":       func(r *ReferenceSet) { r.PCRs[4] = []Digest{{1}, {}} },
+		"zero, resettable": func(r *ReferenceSet) { r.PCRs[16] = []Digest{{}} },
 		"pcr out of range": func(r *ReferenceSet) { r.PCRs[24] = []Digest{{1}} },
 		"pcr negative":     func(r *ReferenceSet) { r.PCRs[-1] = []Digest{{1}} },
 	} {
@@ -144,5 +145,29 @@ func TestSelection(t *testing.T) {
 	}
 	if got := Selection([]*ReferenceSet{aSet()}, nil, 21); len(got) != 8 {
 		t.Errorf("selection after the set ran out %v", got)
+	}
+}
+
+// What nothing may be added to is all zeros, and one extend is refused.
+func TestReferenceSetWantsNothingMeasured(t *testing.T) {
+	r := aSet()
+	r.PCRs[12] = []Digest{{}}
+	if err := r.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	pcrs := map[int]Digest{12: {}}
+	for pcr, values := range r.PCRs {
+		pcrs[pcr] = values[0]
+	}
+	if d := r.Differs(pcrs); d != nil {
+		t.Fatalf("PCR %d differs", d)
+	}
+	pcrs[12] = Digest{1}
+	if d := r.Differs(pcrs); !slices.Equal(d, []int{12}) {
+		t.Fatalf("an extended PCR 12 was accepted: %d differ", d)
+	}
+	delete(pcrs, 12)
+	if d := r.Differs(pcrs); !slices.Equal(d, []int{12}) {
+		t.Fatalf("a PCR 12 that was not quoted was accepted: %d differ", d)
 	}
 }

@@ -222,7 +222,8 @@ var (
 
 // PCR4 are the sha256 values that PCR 4 can have when the firmware's first boot
 // option is the image itself: without the kernel inside being measured as an
-// image of its own, and with it.
+// image of its own, and with it. Stubs of version 252 have it measured where
+// secure boot is off, and not where it is on.
 func (u *Image) PCR4() [][32]byte {
 	values := [][32]byte{PCR4(u.Authenticode)}
 	if u.Kernel != nil {

@@ -120,6 +120,12 @@ func TestPredictsRecordedBoot(t *testing.T) {
 	if got := u.PCR11(); got != digest(t, "26b3d3afbf10021c7ed10fa1bd844a9c03d2b1bff07e8170c60bafa3d05a1c26") {
 		t.Errorf("PCR 11 %x", got)
 	}
+	// With secure boot on the same stub starts the kernel without the firmware's
+	// help, and so without its measuring the kernel: another recorded boot.
+	signed := &Image{Authenticode: digest(t, "744cd4125b4c00344c9169eab2989c3d22aca48167444bfe17a20d2dde93da20"), Kernel: &kernel}
+	if got := signed.PCR4(); len(got) != 2 || got[0] != digest(t, "abbcf7cd5ee47341f048911c81bdc10913cbd5b78a01960e4ac22ecfc0683be4") {
+		t.Errorf("PCR 4 with secure boot %x", got)
+	}
 	if got, want := u.PCR11("enter-initrd"), extend(u.PCR11(), sha256.Sum256([]byte("enter-initrd"))); got != want {
 		t.Errorf("PCR 11 in the initrd %x, want %x", got, want)
 	}

@@ -186,3 +186,94 @@ func TestReferenceFromPackageBoot(t *testing.T) {
 	}
 	oneLineRefusal(t, "have 2 images of that path", "reference", "from-package", filepath.Join(dir, "a"), filepath.Join(dir, "b"), "--boot", "/boot/linux.efi")
 }
+
+// localBoot is a recorded boot of the project's own, in the repository.
+func localBoot(name string) string {
+	return filepath.Join("..", "..", "attest", "testdata", "local-boot", name)
+}
+
+// An image with a kernel that the firmware can execute too, so that PCR 4 has two values.
+func kernelImage(t *testing.T) string {
+	t.Helper()
+	kernel, err := os.ReadFile(ukiFile(t, [2]string{".text", "the kernel's code"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ukiFile(t, [2]string{".linux", string(kernel)}, [2]string{".sdmagic", stubMagic}, [2]string{".cmdline", "quiet"})
+}
+
+// What an image does not tell of comes from the log of a machine, and with it
+// the set describes the one boot that will be.
+func TestReferenceFromUKIAndEventLog(t *testing.T) {
+	file := kernelImage(t)
+	code, out, errs := runHere("reference", "from-uki", file, "--json")
+	var v ukiView
+	if err := json.Unmarshal([]byte(out), &v); code != 0 || err != nil || len(v.PCR4) != 2 {
+		t.Fatalf("exit %d: %s %v %+v", code, errs, err, v)
+	}
+	for log, images := range map[string]int{"uki-systemd-stub": 2, "uki-secureboot": 1} {
+		set := filepath.Join(t.TempDir(), "set.json")
+		if code, _, errs := runHere("reference", "from-uki", file, "--name", "rack-a", "--eventlog", localBoot(log+".bios"), "--expect", localBoot("expected-sha256.json"),
+			"--pcrs", "0,1,2,3,4,5,6,7,11,12,13", "--out", set); code != 0 {
+			t.Fatalf("exit %d: %s", code, errs)
+		}
+		pcrs, err := bootOf(set) // as approve-boot reads it
+		if err != nil {
+			t.Fatal(err)
+		}
+		summary, err := summarise(localBoot(log+".bios"), "sha256", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, pcr := range []int{0, 1, 2, 3, 5, 6, 7} {
+			if got := pcrs[pcr]; string(got[:]) != string(summary.PCRs[pcr]) {
+				t.Errorf("%s: PCR %d is %x", log, pcr, got)
+			}
+		}
+		if got := attest.Digest(pcrs[4]); got.String() != "sha256:"+v.PCR4[images-1] {
+			t.Errorf("%s: PCR 4 is %v", log, got)
+		}
+		if pcrs[12] != [32]byte{} || pcrs[13] != [32]byte{} || len(pcrs) != 11 {
+			t.Errorf("%s: %x", log, pcrs)
+		}
+	}
+}
+
+func TestReferenceFromUKIAndEventLogRefusals(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "set.json")
+	args := func(file, log string, more ...string) []string {
+		return append([]string{"reference", "from-uki", file, "--name", "a", "--out", out, "--pcrs", "0,4", "--eventlog", localBoot(log)}, more...)
+	}
+	oneLineRefusal(t, "executed 4 images", args(kernelImage(t), "secureboot-shim-grub.bios")...)
+	plain := ukiFile(t, [2]string{".linux", "kernel"}, [2]string{".sdmagic", stubMagic})
+	oneLineRefusal(t, "executed 2 images", args(plain, "uki-systemd-stub.bios")...)
+	other := filepath.Join(t.TempDir(), "other.json")
+	if err := os.WriteFile(other, []byte(`{"0":"`+strings.Repeat("ab", 32)+`"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	oneLineRefusal(t, "is not explained", args(kernelImage(t), "uki-systemd-stub.bios", "--expect", other)...)
+	for _, pcrs := range []string{"8", "9", "10", "14", "23"} {
+		if code, _, _ := runHere(args(kernelImage(t), "uki-systemd-stub.bios", "--pcrs", pcrs)...); code != ui.ExitUsage {
+			t.Errorf("PCR %s: exit %d", pcrs, code)
+		}
+	}
+	if _, err := os.Stat(out); !os.IsNotExist(err) {
+		t.Error("a refused set was written")
+	}
+}
+
+// A machine on which PCR 4 tells of more than images cannot be predicted.
+func TestAsBootedWantsNothingElse(t *testing.T) {
+	log, err := summarise(localBoot("uki-systemd-stub.bios"), "sha256", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := make([][32]byte, 2)
+	if _, err := asBooted(values, log); err != nil {
+		t.Fatal(err)
+	}
+	log.BootApplications = log.BootApplications[1:]
+	if _, err := asBooted(values, log); err == nil || !strings.Contains(err.Error(), "did more in PCR 4") {
+		t.Fatal(err)
+	}
+}
