@@ -8,7 +8,7 @@ type Change struct {
 	Gone   bool // the boot before measured it; otherwise it is new
 	Digest []byte
 	Said   Type   // what the log calls it, which proves nothing
-	Text   string // what the digest proves that it is of, empty if that is not told
+	Text   string // what the log proves that it is of, empty if that is not told
 }
 
 // Compare lists the events of each PCR that are in one log and not in the other, new
@@ -39,6 +39,12 @@ func (l *Log) beyond(b bank, other *Log, ob bank, gone bool) []Change {
 			there[event{e.PCR, string(other.digest(e, ob))}]++
 		}
 	}
+	sections := make(map[int]string) // by the event that measured the content
+	if all, err := l.UKISections(b.alg.String()); err == nil {
+		for _, s := range all {
+			sections[s.Event] = "content of section " + s.Name
+		}
+	}
 	var out []Change
 	for i := range l.Events {
 		e := &l.Events[i]
@@ -50,7 +56,11 @@ func (l *Log) beyond(b bank, other *Log, ob bank, gone bool) []Change {
 			there[id]--
 			continue
 		}
-		out = append(out, Change{int(e.PCR), gone, l.digest(e, b), e.Type, l.proved(e, b)})
+		text := sections[i]
+		if text == "" {
+			text = l.proved(e, b)
+		}
+		out = append(out, Change{int(e.PCR), gone, l.digest(e, b), e.Type, text})
 	}
 	return out
 }
@@ -64,6 +74,9 @@ func (l *Log) proved(e *Event, b bank) string {
 		return ""
 	}
 	if v, err := parseVariable(e.Data); err == nil {
+		if v.is(globalVariable, "SecureBoot") && len(v.Data) == 1 && v.Data[0] <= 1 {
+			return "secure boot " + [...]string{"off", "on"}[v.Data[0]]
+		}
 		return fmt.Sprintf("variable %s, %d bytes", v.Name, len(v.Data))
 	}
 	return ""

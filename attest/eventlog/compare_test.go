@@ -1,6 +1,8 @@
 package eventlog
 
 import (
+	"fmt"
+	"maps"
 	"strings"
 	"testing"
 )
@@ -33,7 +35,7 @@ func TestCompare(t *testing.T) {
 		}
 		got = append(got, word+" "+string(rune('0'+c.PCR))+" "+c.Text)
 	}
-	want := "new 7 variable SecureBoot, 1 bytes; new 4 ; new 8 linux /vmlinuz init=/bin/sh; new 8 ; gone 7 variable SecureBoot, 1 bytes; gone 4 ; gone 8 linux /vmlinuz quiet"
+	want := "new 7 secure boot off; new 4 ; new 8 linux /vmlinuz init=/bin/sh; new 8 ; gone 7 secure boot on; gone 4 ; gone 8 linux /vmlinuz quiet"
 	if strings.Join(got, "; ") != want {
 		t.Errorf("got  %s\nwant %s", strings.Join(got, "; "), want)
 	}
@@ -42,5 +44,25 @@ func TestCompare(t *testing.T) {
 	}
 	if _, err := Compare(before, now, "sha1"); err == nil {
 		t.Error("compared in a bank that one log has not")
+	}
+}
+
+// Two recorded boots of signed images that differ in the kernel's command line:
+// the section is named, though its content is told by its digest alone.
+func TestCompareImages(t *testing.T) {
+	one, _ := localBoot(t, "uki-secureboot")
+	other, _ := localBoot(t, "uki-secureboot-cmdline")
+	changes, err := Compare(mustParse(t, one), mustParse(t, other), "sha256")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]int{}
+	for _, c := range changes {
+		got[fmt.Sprint(c.PCR, " ", c.Text)]++
+	}
+	// The firmware measures the image, the stub its section, the kernel its options.
+	want := map[string]int{"4 ": 2, "9 ": 2, "11 content of section .cmdline": 2}
+	if !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }

@@ -112,7 +112,7 @@ func (a *app) explain(ctx context.Context, name string) (*nodeExplanation, error
 	if now == nil || before == nil {
 		return x, nil
 	}
-	return x, a.compareLogs(ctx, x, dsse.Digest(before.Evidence.EventLog))
+	return x, a.compareLogs(ctx, x, &before.Evidence, &now.Evidence)
 }
 
 // presented fetches evidence that the log named; nil for none.
@@ -133,7 +133,7 @@ func (x *nodeExplanation) compare(now, before *authority.Presented, sets []*atte
 	for _, r := range sets {
 		m := setMatch{Name: r.Name, Version: r.Version, NotAfter: r.NotAfter, Files: r.IMA != nil}
 		if now != nil {
-			m.Differs = differing(r, now.Evidence.PCRs)
+			m.Differs = append([]int{}, r.Differs(now.Evidence.PCRs)...)
 		}
 		x.Against = append(x.Against, m)
 	}
@@ -146,17 +146,6 @@ func (x *nodeExplanation) compare(now, before *authority.Presented, sets []*atte
 		old = before.Evidence.PCRs
 	}
 	x.PCRs = comparePCRs(now.Evidence.PCRs, old, sets)
-}
-
-// differing lists the PCRs that the set does not accept.
-func differing(r *attest.ReferenceSet, pcrs map[int]attest.Digest) []int {
-	out := []int{}
-	for _, pcr := range slices.Sorted(maps.Keys(r.PCRs)) {
-		if v, measured := pcrs[pcr]; !measured || !slices.Contains(r.PCRs[pcr], v) {
-			out = append(out, pcr)
-		}
-	}
-	return out
 }
 
 func comparePCRs(now, before map[int]attest.Digest, sets []*attest.ReferenceSet) []pcrView {
@@ -184,31 +173,60 @@ func comparePCRs(now, before map[int]attest.Digest, sets []*attest.ReferenceSet)
 }
 
 // compareLogs lists what the boot measured differently from the one before.
-func (a *app) compareLogs(ctx context.Context, x *nodeExplanation, before dsse.Digest) error {
-	if before == x.Log {
+func (a *app) compareLogs(ctx context.Context, x *nodeExplanation, before, now *attest.Evidence) error {
+	if before.EventLog == now.EventLog {
 		return nil
 	}
-	var logs [2]*eventlog.Log
-	for i, d := range []dsse.Digest{before, x.Log} {
-		b, err := a.follower.Source().Blob(ctx, d)
+	var logs [2][]byte
+	for i, e := range []*attest.Evidence{before, now} {
+		var err error
+		logs[i], err = a.follower.Source().Blob(ctx, dsse.Digest(e.EventLog))
 		if errors.Is(err, authority.ErrMissingBlob) {
-			a.Note("event log %s is not to be had, so what changed in it is not told", d)
+			a.Note("event log %s is not to be had, so what changed in it is not told", e.EventLog)
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		// A log that cannot be read is a reason of the verdict, not of this command.
-		if logs[i], err = eventlog.Parse(b); err != nil {
-			return nil
-		}
 	}
-	changes, err := eventlog.Compare(logs[0], logs[1], "sha256")
+	x.Changes = viewChanges(provedChanges(logs[0], logs[1], before.PCRs, now.PCRs))
+	return nil
+}
+
+// provedChanges compares the logs in the registers that both quotes proved. A log
+// that cannot be read, or does not lead to its quote, is a reason of the verdict
+// and tells nothing.
+func provedChanges(before, now []byte, pcrsBefore, pcrsNow map[int]attest.Digest) []eventlog.Change {
+	older, newer := explained(before, pcrsBefore), explained(now, pcrsNow)
+	if older == nil || newer == nil {
+		return nil
+	}
+	changes, err := eventlog.Compare(older, newer, "sha256")
 	if err != nil {
 		return nil
 	}
-	x.Changes = viewChanges(changes)
-	return nil
+	return slices.DeleteFunc(changes, func(c eventlog.Change) bool {
+		_, quotedBefore := pcrsBefore[c.PCR]
+		_, quotedNow := pcrsNow[c.PCR]
+		return !quotedBefore || !quotedNow
+	})
+}
+
+// explained returns the log if it leads to the PCRs, without the one that the
+// kernel's list is for, and nil otherwise.
+func explained(log []byte, pcrs map[int]attest.Digest) *eventlog.Log {
+	const kernels = 10
+	quoted := map[int][]byte{}
+	for pcr, value := range pcrs {
+		if pcr != kernels {
+			quoted[pcr] = value[:]
+		}
+	}
+	l, err := eventlog.Parse(log)
+	if err != nil || l.Explain("sha256", quoted) != nil {
+		return nil
+	}
+	return l
 }
 
 func viewChanges(changes []eventlog.Change) []changeView {

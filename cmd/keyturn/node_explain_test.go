@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"os"
 	"strings"
 	"testing"
 
@@ -56,5 +57,51 @@ func TestExplainInWords(t *testing.T) {
 	explainText(&out, x)
 	if !strings.Contains(out.String(), "NO reference set counts") || !strings.Contains(out.String(), "evidence  none") {
 		t.Errorf("%s", out.String())
+	}
+}
+
+// recordedBoot is a firmware's log and what was quoted of it.
+func recordedBoot(t *testing.T, name string) ([]byte, map[int]attest.Digest) {
+	t.Helper()
+	log, err := os.ReadFile(localBoot(name + ".bios"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	expected, err := os.ReadFile(localBoot("expected-sha256.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := eventlog.DecodePCRs(expected, "sha256", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pcrs := map[int]attest.Digest{}
+	for _, pcr := range []int{0, 1, 2, 3, 4, 5, 6, 7, 10, 11} {
+		pcrs[pcr] = attest.Digest(all[pcr])
+	}
+	return log, pcrs
+}
+
+// Two recorded boots that differ in the kernel's command line differ in the
+// image and its section, and in nothing else that was quoted. A log that does not
+// lead to its quote tells nothing, nor does one of a register that was not quoted.
+func TestAttackChangesFromAnotherLog(t *testing.T) {
+	before, pcrsBefore := recordedBoot(t, "uki-secureboot")
+	now, pcrsNow := recordedBoot(t, "uki-secureboot-cmdline")
+	if got := provedChanges(before, now, pcrsBefore, pcrsNow); len(got) != 4 {
+		t.Errorf("%+v", got)
+	}
+	if got := provedChanges(before, now, pcrsBefore, pcrsBefore); got != nil {
+		t.Errorf("a log of another boot is told of: %+v", got)
+	}
+	delete(pcrsNow, 11)
+	got := provedChanges(before, now, pcrsBefore, pcrsNow)
+	for _, c := range got {
+		if c.PCR == 11 {
+			t.Errorf("a register that was not quoted is told of: %+v", c)
+		}
+	}
+	if len(got) != 2 {
+		t.Errorf("%+v", got)
 	}
 }
