@@ -2,21 +2,29 @@
 # Both install what they need and say so. See README.md.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: help build deps demo up down test test-slow test-vault vet fuzz bench clean
+.PHONY: help build deps demo up down test test-slow test-vault vmtest vet fuzz bench clean
 
 export CGO_ENABLED := 0
 BIN := bin
 PROGRAMS := keyturn keyturnd keyturn-notary keyturn-agent age-plugin-keyturn
 PACKAGES := gcc libc6-dev xfsprogs strace softhsm2 opencryptoki libtpm2-pkcs11-1 swtpm swtpm-tools age openssl opensc minisign openssh-client tpm2-tools tpm2-openssl osslsigncode git
 
+VM_PACKAGES := qemu-system-x86 ovmf systemd-boot-efi sbsigntool binutils busybox-static mtools fdisk e2fsprogs
+VM_KERNEL := build/vm/kernel
+
+# install installs what is missing of the Debian packages given, with their recommendations or without.
+sudo = as=$$([ $$(id -u) = 0 ] || echo sudo)
+define install
+	@missing=$$(dpkg-query -W -f='$${db:Status-Status} $${Package}\n' $(1) 2>/dev/null | awk '$$1=="installed"{print $$2}' | sort | comm -13 - <(printf '%s\n' $(1) | sort)); \
+	if [ -n "$$missing" ]; then echo "installing from Debian:" $$missing; $(sudo); \
+	  $$as apt-get update -qq && $$as env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(2) $$missing >/dev/null; fi
+endef
+
 help: ## show this list
 	@sed -nE 's/^([a-z-]+):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 deps: ## install what build, demo and test need (Debian)
-	@missing=$$(dpkg-query -W -f='$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>/dev/null | awk '$$1=="installed"{print $$2}' | sort | comm -13 - <(printf '%s\n' $(PACKAGES) | sort)); \
-	if [ -n "$$missing" ]; then echo "installing from Debian:" $$missing; \
-	  as=$$([ $$(id -u) = 0 ] || echo sudo); \
-	  $$as apt-get update -qq && $$as env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >/dev/null; fi
+	$(call install,$(PACKAGES))
 	@go mod download
 
 build: ## build all programs into bin/
@@ -46,6 +54,17 @@ test-vault: deps ## hsm/vault against a real Vault server, which is built first 
 	@mkdir -p build
 	@echo "building a Vault server for the tests"; cd hsm/vault/testserver && go build -trimpath -ldflags='-s -w' -o $(CURDIR)/build/vault-server .
 	@CGO_ENABLED=1 KEYTURN_VAULT_SERVER=$(CURDIR)/build/vault-server go test -count=1 ./hsm/vault
+
+vmtest: deps $(VM_KERNEL) ## a node with a measured boot, in qemu: what it proves, and what is refused (minutes)
+	$(call install,$(VM_PACKAGES),--no-install-recommends)
+	@start=$$(date +%s); $(MAKE) --no-print-directory build && go build -trimpath -o build/dev ./deploy/dev && go build -trimpath -o build/train ./deploy/dev/train && \
+	build/dev vmtest --bin $(BIN) --train build/train --kernel $(VM_KERNEL) --dir build/vm/stage && echo "vmtest took $$(( $$(date +%s) - start )) s"
+
+# Debian's kernel for virtual machines, as it is in the package: unpacked here, not installed on this machine.
+$(VM_KERNEL):
+	@rm -rf build/vm/download && mkdir -p build/vm/download && $(sudo) && $$as apt-get update -qq && \
+	package=$$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*-cloud-amd64\)$$/\1/p' | head -1) && \
+	echo "downloading from Debian: $$package" && cd build/vm/download && apt-get download -qq -o APT::Sandbox::User=root "$$package" && dpkg-deb -x *.deb kernel && mv kernel ../
 
 vet: ## gofmt and go vet
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "gofmt would change:"; echo "$$out"; exit 1; }

@@ -16,15 +16,13 @@ import (
 	"strings"
 )
 
-// modelBytes is the size of the weights that the demo makes.
-const modelBytes = 256 << 20
-
 // makeModel writes safetensors with random weights in four files.
 func (s *stage) makeModel() error {
 	if err := os.MkdirAll(s.path("model"), 0o755); err != nil {
 		return err
 	}
-	const files, perFile = 4, modelBytes / 4
+	const files = 4
+	perFile := s.modelBytes / files
 	for i := range files {
 		header := fmt.Sprintf(`{"layer.%d.weight":{"dtype":"BF16","shape":[%d,1024],"data_offsets":[0,%d]}}`, i, perFile/2/1024, perFile)
 		header += strings.Repeat(" ", (8-len(header)%8)%8)
@@ -37,7 +35,7 @@ func (s *stage) makeModel() error {
 			_, err = io.WriteString(f, header)
 		}
 		if err == nil {
-			_, err = io.CopyN(f, rand.Reader, perFile)
+			_, err = io.CopyN(f, rand.Reader, int64(perFile))
 		}
 		if err = errors.Join(err, f.Close()); err != nil {
 			return err
@@ -60,7 +58,7 @@ func (s *stage) sealWeights(ctx context.Context) error {
 		}
 	}
 	s.object = v.Object
-	return s.allowed("seal 256 MB of weights", "object "+v.Object, r)
+	return s.allowed(fmt.Sprintf("seal %d MB of weights", s.modelBytes>>20), "object "+v.Object, r)
 }
 
 func (s *stage) exportStory(ctx context.Context) error {

@@ -34,7 +34,7 @@ func (s *stage) nodeStory(ctx context.Context) error {
 	if err := os.Mkdir(s.path("snapshots"), 0o700); err != nil {
 		return err
 	}
-	for _, n := range nodes {
+	for _, n := range s.nodes {
 		if err := s.writeConfig(filepath.Join("nodes", n, "agent.yaml"), map[string]string{
 			"tpm": s.tpms[n].Path, "dir": "memory", "eventLog": "eventlog", "bootApproval": s.path("boot-approval.json"),
 			"objects": "[" + s.path("model.sealed") + "]", "snapshots": s.path("snapshots"), "socket": s.socket(n), "cgroup": fmt.Sprintf("keyturn-demo-%d-%s", os.Getpid(), n)}); err != nil {
@@ -61,6 +61,11 @@ func (s *stage) enrolNode(ctx context.Context, n string) error {
 	if err := s.agentProgram(n); err != nil {
 		return err
 	}
+	return s.admit(ctx, n, file)
+}
+
+// admit has people enrol a node, whose agent runs.
+func (s *stage) admit(ctx context.Context, n, file string) error {
 	id, err := s.ask(ctx, "alice", "a node for the demo", "enrol", "--name", n, "--enrolment", file)
 	if err != nil {
 		return err
@@ -73,8 +78,11 @@ func (s *stage) enrolNode(ctx context.Context, n string) error {
 
 // launch asks for a run of the training program and has three people approve.
 func (s *stage) launch(ctx context.Context, name string, uses, seconds int) (request, warrant string, err error) {
-	request, err = s.ask(ctx, "alice", "training "+name, "launch", "--name", name, "--executable", s.train, "--object", s.object,
-		"--node", "node-a", "--node", "node-b", "--uses", fmt.Sprint(uses), "--limit", "5m", "--output", "1MB", "--", "train", "/run/keyturn/inputs", fmt.Sprint(seconds))
+	args := []string{"launch", "--name", name, "--executable", s.train, "--object", s.object}
+	for _, n := range s.nodes {
+		args = append(args, "--node", n)
+	}
+	request, err = s.ask(ctx, "alice", "training "+name, append(args, "--uses", fmt.Sprint(uses), "--limit", "5m", "--output", "1MB", "--", "train", "/run/keyturn/inputs", fmt.Sprint(seconds))...)
 	if err != nil {
 		return "", "", err
 	}
@@ -104,6 +112,18 @@ func (s *stage) launchStory(ctx context.Context) error {
 	}
 	s.refused("another executable under the warrant", s.runOn(ctx, "node-a", warrant, filepath.Join(s.bin, "keyturn-agent")), "executable")
 	r := s.runOn(ctx, "node-a", warrant, s.train)
+	if err := s.readWeights("the run on node-a reads the weights that nobody else can", r); err != nil {
+		return err
+	}
+	if err := s.snapshotStory(ctx, warrant, r.err); err != nil {
+		return err
+	}
+	s.refused("the same warrant once more: its two uses are spent", s.runOn(ctx, "node-b", warrant, s.train), "use")
+	return s.otherBoot(ctx)
+}
+
+// readWeights records a run, which must have seen every file of the weights.
+func (s *stage) readWeights(name string, r result) error {
 	want, err := os.ReadFile(s.path("model.sealed", "SHA256SUMS"))
 	if err != nil {
 		return err
@@ -114,17 +134,13 @@ func (s *stage) launchStory(ctx context.Context) error {
 			seen++
 		}
 	}
-	if err := s.allowed("the run on node-a reads the weights that nobody else can", fmt.Sprintf("%d files with the sealed digests", seen), r); err != nil {
+	if err := s.allowed(name, fmt.Sprintf("%d files with the sealed digests", seen), r); err != nil {
 		return err
 	}
-	if seen != strings.Count(string(want), "\n") {
+	if seen == 0 || seen != strings.Count(string(want), "\n") {
 		s.note("the run saw every file", "allowed", r.out, false)
 	}
-	if err := s.snapshotStory(ctx, warrant, r.err); err != nil {
-		return err
-	}
-	s.refused("the same warrant once more: its two uses are spent", s.runOn(ctx, "node-b", warrant, s.train), "use")
-	return s.otherBoot(ctx)
+	return nil
 }
 
 // snapshotStory has the second use of a warrant go on, on the other node, from

@@ -1,8 +1,9 @@
 package main
 
-// policy is the demo's: leases are short so that their end can be watched.
+// policy is the stage's, with the leases to be filled in. The demo's are short,
+// so that their end can be watched.
 const policy = `version: 1
-leases: {epoch: 2, lease: 10, drainGrace: 2}
+leases: %s
 rules:
   - name: export-weights
     action: weights.export

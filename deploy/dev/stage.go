@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-tpm/tpm2/transport"
 
 	attesttpm "github.com/keyturn/keyturn/attest/tpm"
+	"github.com/keyturn/keyturn/deploy/dev/vm"
 	"github.com/keyturn/keyturn/hsm/tpm/swtpm"
 	"github.com/keyturn/keyturn/signoff"
 )
@@ -33,15 +34,23 @@ type stage struct {
 	bin, train, dir string
 	start           time.Time
 
+	host       string // of the coordinator, as the charter names it
+	nodes      []string
+	leases     string        // of the policy
+	modelBytes int           // that the weights have, about
+	patience   time.Duration // with what must come by itself
+
 	mu      sync.Mutex
 	pins    map[string]string // by holder
 	daemons []*daemon
 	tpms    map[string]*swtpm.Process
+	machine *vm.Machine // nil while none runs
 
 	charter string
 	url     string
 	object  string // id of the sealed weights
 	export  string // digest of the export request
+	warrant string // of the guest's launch
 	steps   []step
 }
 
@@ -64,10 +73,7 @@ var people = []struct {
 	{"erin", "institute", []string{"security", "research"}},
 }
 
-var (
-	notaries = []string{"north", "east", "south", "west"}
-	nodes    = []string{"node-a", "node-b"}
-)
+var notaries = []string{"north", "east", "south", "west"}
 
 func (s *stage) path(parts ...string) string {
 	return filepath.Join(append([]string{s.dir}, parts...)...)
@@ -93,15 +99,15 @@ func (s *stage) say(format string, args ...any) {
 	fmt.Printf("%6.1f s  %s\n", time.Since(s.start).Seconds(), fmt.Sprintf(format, args...))
 }
 
-// setUp makes tokens, machines and charter, and starts the daemons.
-func (s *stage) setUp(ctx context.Context) error {
+// setUp makes tokens, machines and charter, and starts the daemons. machines
+// adds what it knows of them to the charter.
+func (s *stage) setUp(ctx context.Context, machines func(context.Context, *founding) error) error {
 	s.say("tokens: %d people, %d notaries, a coordinator, a boot ceremony (SoftHSM2: EMULATED hardware)", len(people), len(notaries))
 	f, err := s.makeTokens(ctx)
 	if err != nil {
 		return err
 	}
-	s.say("machines: %s, each with a TPM (swtpm: EMULATED, synthetic boot)", strings.Join(nodes, " and "))
-	if err := s.makeMachines(ctx, f); err != nil {
+	if err := machines(ctx, f); err != nil {
 		return err
 	}
 	if err := s.found(f); err != nil {
@@ -259,7 +265,7 @@ func (s *stage) address(f *founding, tlsKey json.RawMessage) error {
 	if err != nil {
 		return err
 	}
-	s.url = "https://" + l.Addr().String()
+	s.url = fmt.Sprintf("https://%s:%d", s.host, l.Addr().(*net.TCPAddr).Port)
 	if err := l.Close(); err != nil {
 		return err
 	}
@@ -327,9 +333,10 @@ func (s *stage) as(ctx context.Context, person, stdin string, args ...string) re
 }
 
 func (s *stage) makeMachines(ctx context.Context, f *founding) error {
+	s.say("machines: %s, each with a TPM (swtpm: EMULATED, synthetic boot)", strings.Join(s.nodes, " and "))
 	ca := s.path("tpm-ca")
 	s.tpms = map[string]*swtpm.Process{}
-	for _, n := range nodes {
+	for _, n := range s.nodes {
 		if err := swtpm.Setup(s.path("nodes", n, "tpm"), ca); err != nil {
 			return err
 		}
@@ -342,7 +349,7 @@ func (s *stage) makeMachines(ctx context.Context, f *founding) error {
 		return err
 	}
 	f.EKRoots = roots
-	r := s.program(ctx, nodes[0], "keyturn", "reference", "from-eventlog", s.path("nodes", nodes[0], "eventlog"), "--name", "demo-nodes")
+	r := s.program(ctx, s.nodes[0], "keyturn", "reference", "from-eventlog", s.path("nodes", s.nodes[0], "eventlog"), "--name", "demo-nodes")
 	if r.code != 0 {
 		return fmt.Errorf("reference values: %s", r.err)
 	}
@@ -350,11 +357,21 @@ func (s *stage) makeMachines(ctx context.Context, f *founding) error {
 	if err := os.WriteFile(s.path("reference.json"), []byte(r.out), 0o644); err != nil {
 		return err
 	}
-	r = s.exec(ctx, "ceremony", s.pins["ceremony"]+"\n", "", "reference", "approve-boot", s.path("reference.json"), "--key", uri("ceremony", "boot"))
-	if r.code != 0 {
-		return fmt.Errorf("boot approval: %s", r.err)
+	line, err := s.approveBoot(ctx, s.path("reference.json"))
+	if err != nil {
+		return err
 	}
-	return os.WriteFile(s.path("boot-approval.json"), []byte(r.out), 0o644)
+	return os.WriteFile(s.path("boot-approval.json"), []byte(line), 0o644)
+}
+
+// approveBoot has the ceremony's key sign the boot that a reference set
+// describes, and returns the line for the node.
+func (s *stage) approveBoot(ctx context.Context, set string) (string, error) {
+	r := s.exec(ctx, "ceremony", s.pins["ceremony"]+"\n", "", "reference", "approve-boot", set, "--key", uri("ceremony", "boot"))
+	if r.code != 0 {
+		return "", fmt.Errorf("boot approval: %s", r.err)
+	}
+	return r.out, nil
 }
 
 // boot starts a node's TPM afresh and measures the given kernel into it.
@@ -406,7 +423,7 @@ func (s *stage) found(f *founding) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(os.WriteFile(s.path("founding.json"), b, 0o644), os.WriteFile(s.path("policy.yaml"), []byte(policy), 0o644)); err != nil {
+	if err := errors.Join(os.WriteFile(s.path("founding.json"), b, 0o644), os.WriteFile(s.path("policy.yaml"), fmt.Appendf(nil, policy, s.leases), 0o644)); err != nil {
 		return err
 	}
 	r := s.exec(ctx, people[0].name, "", "", "init", "--founding", s.path("founding.json"), "--policy", s.path("policy.yaml"), "--out", s.dir)
@@ -521,6 +538,10 @@ func (s *stage) stop() {
 		}
 	}
 	s.daemons = nil
+	if s.machine != nil {
+		s.machine.Kill()
+		s.machine = nil
+	}
 	for _, p := range s.tpms {
 		p.Kill()
 	}
@@ -551,7 +572,7 @@ func (v statusView) verdict(node string) string {
 
 // await asks for the status until ok says so.
 func (s *stage) await(ctx context.Context, what string, ok func(statusView) bool) error {
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(s.patience)
 	last := ""
 	for time.Now().Before(deadline) && ctx.Err() == nil {
 		r := s.as(ctx, people[0].name, "", "status", "--json")
@@ -562,5 +583,5 @@ func (s *stage) await(ctx context.Context, what string, ok func(statusView) bool
 		last = r.out + r.err
 		time.Sleep(100 * time.Millisecond)
 	}
-	return fmt.Errorf("waited 30 s for %s; the last status was: %s; see %s", what, last, s.path("output"))
+	return fmt.Errorf("waited %v for %s; the last status was: %s; see %s", s.patience, what, last, s.path("output"))
 }

@@ -18,9 +18,14 @@ type step struct {
 	OK       bool   `json:"ok"`
 }
 
-// tell runs the story and writes summary.json.
-func (s *stage) tell(ctx context.Context) error {
-	err := s.story(ctx)
+// tell runs the chapters and writes summary.json.
+func (s *stage) tell(ctx context.Context, chapters ...func(context.Context) error) error {
+	var err error
+	for _, chapter := range chapters {
+		if err = chapter(ctx); err != nil {
+			break
+		}
+	}
 	b, e := json.MarshalIndent(s.steps, "", "  ")
 	if e := errors.Join(e, os.WriteFile(s.path("summary.json"), append(b, '\n'), 0o644)); e != nil {
 		return e
@@ -69,15 +74,6 @@ func (s *stage) allowed(name, got string, r result) error {
 	s.note(name, "allowed", got, r.code == 0)
 	if r.code != 0 {
 		return fmt.Errorf("%s: %s", name, r.err)
-	}
-	return nil
-}
-
-func (s *stage) story(ctx context.Context) error {
-	for _, chapter := range []func(context.Context) error{s.sealWeights, s.exportStory, s.vetoStory, s.nodeStory, s.launchStory, s.haltStory, s.auditStory, s.recoverStory} {
-		if err := chapter(ctx); err != nil {
-			return err
-		}
 	}
 	return nil
 }

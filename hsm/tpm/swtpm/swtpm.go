@@ -28,8 +28,9 @@ func Available() error {
 
 // Setup makes the state of a new TPM in dir, with an EK certificate by the
 // authority in caDir, which is made if it is not there. Both must be absolute:
-// swtpm fails in odd ways with relative paths. It takes 1 to 2 seconds.
-func Setup(dir, caDir string) error {
+// swtpm fails in odd ways with relative paths. Its PCR banks are those named
+// beside sha256. It takes 1 to 2 seconds.
+func Setup(dir, caDir string, banks ...string) error {
 	if !filepath.IsAbs(dir) || !filepath.IsAbs(caDir) {
 		return fmt.Errorf("swtpm: set up %q: paths must be absolute", dir)
 	}
@@ -43,7 +44,7 @@ func Setup(dir, caDir string) error {
 		return fmt.Errorf("swtpm: set up: %w", err)
 	}
 	cmd := exec.Command("swtpm_setup", "--tpm2", "--tpmstate", dir, "--create-ek-cert",
-		"--pcr-banks", "sha256", "--overwrite", "--config", config)
+		"--pcr-banks", strings.Join(append([]string{"sha256"}, banks...), ","), "--overwrite", "--config", config)
 	cmd.Env = append(os.Environ(), "XDG_CONFIG_HOME="+caDir)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("swtpm: swtpm_setup in %s: %w: %s", dir, err, lastLine(out))
@@ -105,14 +106,32 @@ type Process struct {
 func Start(dir, socket string) (*Process, error) { return start(dir, socket, &syscall.SysProcAttr{}) }
 
 func start(dir, socket string, attr *syscall.SysProcAttr) (*Process, error) {
+	p, err := run(dir, socket, attr, "--server", "type=unixio,path="+socket, "--ctrl", "type=unixio,path="+socket+".ctrl", "--flags", "startup-clear")
+	if err != nil {
+		return nil, err
+	}
+	return p, p.await(socket)
+}
+
+// StartMachine runs a swtpm as [Start] does, as the TPM of a virtual machine:
+// the socket is the control channel of qemu's tpmdev emulator, and the machine's
+// firmware starts the TPM up. It ends with the caller's process.
+func StartMachine(dir, socket string) (*Process, error) {
+	p, err := run(dir, socket, &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}, "--ctrl", "type=unixio,path="+socket)
+	if err != nil {
+		return nil, err
+	}
+	return p, p.await(socket)
+}
+
+func run(dir, socket string, attr *syscall.SysProcAttr, args ...string) (*Process, error) {
 	if !filepath.IsAbs(dir) || !filepath.IsAbs(socket) || len(socket) > 100 {
 		return nil, fmt.Errorf("swtpm: start on %q: paths must be absolute, the socket's at most 100 bytes", socket)
 	}
 	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("swtpm: start: %w", err)
 	}
-	cmd := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+dir,
-		"--server", "type=unixio,path="+socket, "--ctrl", "type=unixio,path="+socket+".ctrl", "--flags", "startup-clear")
+	cmd := exec.Command("swtpm", append([]string{"socket", "--tpm2", "--tpmstate", "dir=" + dir}, args...)...)
 	cmd.SysProcAttr = attr
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("swtpm: start: %w", err)
@@ -122,7 +141,7 @@ func start(dir, socket string, attr *syscall.SysProcAttr) (*Process, error) {
 		p.err = cmd.Wait()
 		close(p.exited)
 	}()
-	return p, p.await(socket)
+	return p, nil
 }
 
 // await returns once the socket takes a connection.
