@@ -181,12 +181,11 @@ func (f *keyFile) publicKey(kind hsm.Kind) (any, error) {
 	return public.ECDH()
 }
 
-// Which parameters a session encrypts: the first of the command, of the answer,
-// or both. One that is no sized buffer cannot be encrypted.
+// Which parameter a session encrypts: the first of the command, or of the answer.
+// One that is no sized buffer cannot be encrypted.
 var (
-	encryptIn    = tpm2.AESEncryption(128, tpm2.EncryptIn)
-	encryptOut   = tpm2.AESEncryption(128, tpm2.EncryptOut)
-	encryptInOut = tpm2.AESEncryption(128, tpm2.EncryptInOut)
+	encryptIn  = tpm2.AESEncryption(128, tpm2.EncryptIn)
+	encryptOut = tpm2.AESEncryption(128, tpm2.EncryptOut)
 )
 
 // session runs f with a session that is salted to the storage root and knows the
@@ -239,7 +238,7 @@ func (t *TPM) open(ctx context.Context, uri string, a Access, kinds ...hsm.Kind)
 	if err != nil {
 		return nil, err
 	}
-	return &guarded{t, f, path, o, kind, &pins{Access: a, name: "TPM key " + path}, t.info(uri)}, nil
+	return &guarded{t, f, path, o, kind, newPINs(a, "TPM key "+path), t.info(uri)}, nil
 }
 
 // kind says what a key file's key is for, and refuses one that its TPM would
@@ -250,8 +249,8 @@ func (f *keyFile) kind() (hsm.Kind, error) {
 	switch {
 	case !a.FixedTPM || !a.FixedParent || !f.sealed && !a.SensitiveDataOrigin || a.Restricted:
 		return "", errors.New("it was not made in the TPM, or may leave it, or is restricted; make another")
-	case !f.emptyAuth && a.NoDA:
-		return "", errors.New("wrong pins for it are not counted; make another")
+	case f.emptyAuth != a.NoDA:
+		return "", errors.New("wrong pins are counted though its file says that it has none, or it has one and they are not; make another")
 	case a.UserWithAuth != (len(f.pcrs) == 0) || len(f.pcrs) > 0 && len(f.public.AuthPolicy.Buffer) != sha256.Size:
 		return "", errors.New("its file and its attributes name different guards")
 	case f.sealed && f.public.Type == tpm2.TPMAlgKeyedHash && !a.SignEncrypt && !a.Decrypt:
@@ -268,21 +267,22 @@ func (f *keyFile) kind() (hsm.Kind, error) {
 // PIN if it has one.
 func (g *guarded) use(ctx context.Context, what string, encrypt tpm2.AuthOption, f func(tr transport.TPM, s tpm2.Session) error) error {
 	what += " by " + g.info.URI
-	var auth []byte
-	if !g.file.emptyAuth {
-		pin, err := g.pins.get(ctx, g.tpm)
-		if err != nil {
-			return fmt.Errorf("tpm: %s: %w", what, err)
-		}
-		auth = pin.Bytes()
-	}
-	err := g.tpm.Run(ctx, what, func(tr transport.TPM) error {
-		if len(g.file.pcrs) > 0 {
-			return g.policySession(tr, encrypt, auth, f)
-		}
-		return g.tpm.session(tr, encrypt, auth, func(s tpm2.Session) error { return f(tr, s) })
+	return g.withAuth(ctx, what, func(auth []byte) error {
+		return g.tpm.Run(ctx, what, func(tr transport.TPM) error {
+			if len(g.file.pcrs) > 0 {
+				return g.policySession(tr, encrypt, auth, f)
+			}
+			return g.tpm.session(tr, encrypt, auth, func(s tpm2.Session) error { return f(tr, s) })
+		})
 	})
-	return g.pins.judge(ctx, g.tpm, err)
+}
+
+// withAuth calls f with the key's auth value: its PIN, or nothing.
+func (g *guarded) withAuth(ctx context.Context, what string, f func(auth []byte) error) error {
+	if g.file.emptyAuth {
+		return f(nil)
+	}
+	return g.pins.with(ctx, g.tpm, what, f)
 }
 
 // policySession is session for a key that is bound to PCRs. The PIN is not sent
@@ -324,10 +324,9 @@ func (g *guarded) satisfy(tr transport.TPM, s tpm2.Session) error {
 
 // Close forgets the PIN.
 func (g *guarded) Close() {
-	g.pins.mu.Lock()
-	defer g.pins.mu.Unlock()
-	g.pins.forget()
-	g.pins.refused = fmt.Errorf("tpm: %w: %s was closed", hsm.ErrGone, g.info.URI)
+	g.pins.turn <- struct{}{}
+	defer func() { <-g.pins.turn }()
+	g.pins.close(fmt.Errorf("%w: %s was closed", hsm.ErrGone, g.info.URI))
 }
 
 // ChangePIN gives the key at uri another PIN. Its file is replaced; older copies
@@ -364,8 +363,8 @@ func (t *TPM) ChangePIN(ctx context.Context, uri string, old, new []byte) error 
 			})
 		})
 	})
-	if err := g.pins.judge(ctx, t, err); err != nil {
-		return err
+	if err != nil {
+		return t.triesLeft(ctx, err)
 	}
 	return g.file.write(g.path, false)
 }
@@ -563,20 +562,13 @@ func (t *TPM) WithKey(ctx context.Context, uri string, a Access, what string, f 
 		return err
 	}
 	defer g.Close()
-	var auth []byte
-	if !g.file.emptyAuth {
-		pin, err := g.pins.get(ctx, t)
-		if err != nil {
-			return fmt.Errorf("tpm: %s: %w", what, err)
-		}
-		auth = pin.Bytes()
-	}
-	err = t.Run(ctx, what, func(tr transport.TPM) error {
-		return t.session(tr, encryptIn, auth, func(s tpm2.Session) error {
-			return g.object.Use(tr, func(h tpm2.NamedHandle) error {
-				return f(tr, tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: s})
+	return g.withAuth(ctx, what, func(auth []byte) error {
+		return t.Run(ctx, what, func(tr transport.TPM) error {
+			return t.session(tr, encryptIn, auth, func(s tpm2.Session) error {
+				return g.object.Use(tr, func(h tpm2.NamedHandle) error {
+					return f(tr, tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: s})
+				})
 			})
 		})
 	})
-	return g.pins.judge(ctx, t, err)
 }

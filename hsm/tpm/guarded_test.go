@@ -274,6 +274,29 @@ func TestFaultLockOut(t *testing.T) {
 	}
 }
 
+// Many use a key at once for the first time, and its PIN is wrong: that is one
+// try. When it is right, all go on.
+func TestFaultWrongPINOfMany(t *testing.T) {
+	d := open(t, swtpm.New(t))
+	ctx := t.Context()
+	uri, _ := newKey(t, d, hsm.KindP256, Guard{PIN: []byte(testPIN)})
+	for p, want := range map[string]error{"wrong": hsm.ErrWrongPIN, testPIN: nil} {
+		k := openKey(t, d, uri, pin(p, true))
+		var all sync.WaitGroup
+		for range 16 {
+			all.Go(func() {
+				if err := sign(ctx, k); !errors.Is(err, want) {
+					t.Errorf("%v, want %v", err, want)
+				}
+			})
+		}
+		all.Wait()
+	}
+	if left, of, err := d.Tries(ctx); left != of-1 || err != nil {
+		t.Errorf("%d of %d tries are left, want one spent: %v", left, of, err)
+	}
+}
+
 // resetLockOut is TPM2_DictionaryAttackLockReset (Part 3, section 25.2) with the
 // empty lock-out authorisation, which go-tpm does not have.
 func resetLockOut(tr transport.TPM) error {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
@@ -25,34 +24,68 @@ type Access struct {
 
 // pins is the PIN of one key. It is asked for once and kept in locked memory.
 // Once it was refused it is not sent again: the TPM counts tries, of all keys
-// together.
+// together. Until it was taken once, one use at a time may send it.
 type pins struct {
 	Access
 	name string // of the key, for the prompt
 
-	mu      sync.Mutex
+	turn    chan struct{} // holds one value while somebody reads or changes what follows
 	kept    *secret.Buffer
+	proven  bool // the TPM took it
 	refused error
 }
 
-// get returns the PIN, to be read only. Before it is sent for the first time the
-// TPM is asked how many tries are left.
-func (p *pins) get(ctx context.Context, t *TPM) (*secret.Buffer, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+func newPINs(a Access, name string) *pins {
+	return &pins{Access: a, name: name, turn: make(chan struct{}, 1)}
+}
+
+// with calls f with the PIN, and remembers whether it was taken.
+func (p *pins) with(ctx context.Context, t *TPM, what string, f func(auth []byte) error) error {
+	select {
+	case p.turn <- struct{}{}:
+	case <-ctx.Done():
+		return fmt.Errorf("tpm: %s: waiting for the pin: %w", what, hsm.ContextError(ctx))
+	}
+	held := true
+	release := func() {
+		if held {
+			held = false
+			<-p.turn
+		}
+	}
+	defer release()
+	err := p.fetch(ctx, t)
+	if err != nil {
+		return fmt.Errorf("tpm: %s: %w", what, err)
+	}
+	pin, err := p.kept.Clone() // which nobody wipes meanwhile
+	if err != nil {
+		return fmt.Errorf("tpm: %s: %w", what, err)
+	}
+	defer pin.Wipe()
+	if p.proven {
+		release()
+		return f(pin.Bytes())
+	}
+	return p.judge(ctx, t, f(pin.Bytes()))
+}
+
+// fetch asks for the PIN if there is none. Before it is sent for the first time
+// the TPM is asked how many tries are left. The caller has the turn.
+func (p *pins) fetch(ctx context.Context, t *TPM) error {
 	if p.refused != nil || p.kept != nil {
-		return p.kept, p.refused
+		return p.refused
 	}
 	left, of, err := t.Tries(ctx)
 	switch {
 	case err != nil:
-		return nil, err
+		return err
 	case left == 0:
-		return nil, fmt.Errorf("%w: no pin was sent; wait, or have the TPM's owner reset its lock-out", hsm.ErrLocked)
+		return fmt.Errorf("%w: no pin was sent; wait, or have the TPM's owner reset its lock-out", hsm.ErrLocked)
 	case left == 1 && !p.Interactive:
-		return nil, fmt.Errorf("%w: one more wrong pin locks the TPM for all its keys, so no pin is sent unattended", hsm.ErrLocked)
+		return fmt.Errorf("%w: one more wrong pin locks the TPM for all its keys, so no pin is sent unattended", hsm.ErrLocked)
 	case p.PIN == nil:
-		return nil, errors.New("the key wants a pin and nobody gave one")
+		return errors.New("the key wants a pin and nobody gave one")
 	}
 	pin, err := p.PIN(ctx, prompt(p.name, left, of))
 	if err == nil {
@@ -60,10 +93,10 @@ func (p *pins) get(ctx context.Context, t *TPM) (*secret.Buffer, error) {
 	}
 	if err != nil {
 		pin.Wipe()
-		return nil, fmt.Errorf("ask for the pin: %w", err)
+		return fmt.Errorf("ask for the pin: %w", err)
 	}
 	p.kept = pin
-	return pin, nil
+	return nil
 }
 
 // prompt names the key and says what a wrong PIN may cost.
@@ -85,25 +118,31 @@ func checkPIN(pin []byte) error {
 	return nil
 }
 
-// judge remembers that a PIN was refused, and says what is left.
+// judge remembers how the first use of a PIN ended. The caller has the turn.
 func (p *pins) judge(ctx context.Context, t *TPM, err error) error {
+	p.proven = err == nil
+	if !errors.Is(err, hsm.ErrWrongPIN) {
+		return err
+	}
+	p.close(fmt.Errorf("%w (not tried again; open the key anew with the right pin)", t.triesLeft(ctx, err)))
+	return p.refused
+}
+
+// close forgets the PIN for good. The caller has the turn.
+func (p *pins) close(why error) {
+	p.kept.Wipe()
+	p.kept, p.proven, p.refused = nil, false, why
+}
+
+// triesLeft adds to a refused PIN how many tries are left.
+func (t *TPM) triesLeft(ctx context.Context, err error) error {
 	if !errors.Is(err, hsm.ErrWrongPIN) {
 		return err
 	}
 	if left, of, e := t.Tries(ctx); e == nil {
 		err = fmt.Errorf("%w; %d of %d tries left before the TPM locks", err, left, of)
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.forget()
-	p.refused = fmt.Errorf("%w (not tried again; open the key anew with the right pin)", err)
-	return p.refused
-}
-
-// forget wipes the PIN. The caller holds the lock.
-func (p *pins) forget() {
-	p.kept.Wipe()
-	p.kept = nil
+	return err
 }
 
 // Tries returns how many wrong PINs the TPM takes, of all keys together, before
