@@ -79,6 +79,7 @@ const (
 	Halt           Action = "halt"
 	Resume         Action = "resume"
 	ObjectRegister Action = "object.register"
+	NotariesChange Action = "notaries.change"
 
 	ReferenceWithdraw Action = "reference.withdraw"
 )
@@ -97,6 +98,7 @@ var floors = map[Action]int{
 	Halt:           1,
 	Resume:         2,
 	ObjectRegister: 1,
+	NotariesChange: 2,
 
 	ReferenceWithdraw: 1,
 }

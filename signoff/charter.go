@@ -66,19 +66,6 @@ func (t Token) ID() Digest { return t.Signing.Fingerprint() }
 // Tokens lists all of the person's tokens, the first one first.
 func (p Person) Tokens() []Token { return append([]Token{p.Token}, p.Spares...) }
 
-// A Notary is one independent host. Its index in FROST and in the machines'
-// factor is its place in the charter's list, from 1.
-type Notary struct {
-	Name         string    `json:"name"`
-	Organisation string    `json:"organisation"`
-	Signing      PublicKey `json:"signing"`  // P-256, signs documents
-	Exchange     PublicKey `json:"exchange"` // P-256, receives shares
-	Witness      PublicKey `json:"witness"`  // Ed25519, cosigns checkpoints
-}
-
-// ID names the notary: the fingerprint of the signing key.
-func (n Notary) ID() Digest { return n.Signing.Fingerprint() }
-
 // A Coordinator is an address at which the log is served. TLS is the
 // fingerprint of the key it must show; its certificate's dates play no part.
 type Coordinator struct {
@@ -96,8 +83,11 @@ func (c *Charter) subjects() []dsse.Subject {
 	return []dsse.Subject{dsse.About("policy", dsse.Sum("keyturn/policy/v1", []byte(c.Policy)))}
 }
 
-// Quorum is q = ⌊(n+f)/2⌋ + 1: the notaries that make something final.
-func (c *Charter) Quorum() int { return (len(c.Notaries)+c.Faults)/2 + 1 }
+// Council is the notaries of the first term.
+func (c *Charter) Council() Council { return Council{Notaries: c.Notaries, Faults: c.Faults} }
+
+// Quorum is that of the first term.
+func (c *Charter) Quorum() int { return c.Council().Quorum() }
 
 // Bounds of a charter.
 const (
@@ -143,7 +133,7 @@ func (c *Charter) Keys() (KeySet, error) {
 	if err := c.checkPeople(seen); err != nil {
 		return nil, err
 	}
-	if err := c.checkNotaries(seen); err != nil {
+	if err := c.Council().check(!c.Development, seen); err != nil {
 		return nil, err
 	}
 	if c.BootPolicy != nil {
@@ -288,48 +278,6 @@ func checkRoles(p Person) error {
 			return fmt.Errorf("%s has the role %q twice", p.Name, r)
 		}
 		roles[r] = true
-	}
-	return nil
-}
-
-func (c *Charter) checkNotaries(seen KeySet) error {
-	n := len(c.Notaries)
-	if n > MaxNotaries {
-		return fmt.Errorf("%d notaries, at most %d", n, MaxNotaries)
-	}
-	if c.Faults < 1 || n < 3*c.Faults+1 {
-		return fmt.Errorf("%d notaries with %d hostile: want at least one hostile and n ≥ 3f+1 (4 for 1, 7 for 2, 13 for 4)", n, c.Faults)
-	}
-	names := map[string]bool{}
-	for _, y := range c.Notaries {
-		if err := errors.Join(CheckName("notary", y.Name), CheckName("organisation", y.Organisation)); err != nil {
-			return err
-		}
-		if names[y.Name] {
-			return fmt.Errorf("two notaries are named %q", y.Name)
-		}
-		names[y.Name] = true
-		for _, k := range []struct {
-			use string
-			key PublicKey
-		}{{"signing key", y.Signing}, {"exchange key", y.Exchange}, {"witness key", y.Witness}} {
-			field := "notary " + y.Name + "'s " + k.use
-			if err := k.key.check(field, !c.Development, hsm.ClassAttested, hsm.ClassWitnessed, hsm.ClassSealed); err != nil {
-				return err
-			}
-			if err := seen.Add(field, k.key); err != nil {
-				return err
-			}
-		}
-		if _, err := y.Signing.P256(); err != nil {
-			return fmt.Errorf("notary %s's signing key: %w", y.Name, err)
-		}
-		if _, err := y.Witness.Ed25519(); err != nil {
-			return fmt.Errorf("notary %s's witness key: %w", y.Name, err)
-		}
-		if _, err := y.Exchange.ECDH(); err != nil {
-			return fmt.Errorf("notary %s's exchange key: %w", y.Name, err)
-		}
 	}
 	return nil
 }

@@ -53,6 +53,8 @@ const (
 	KindReceipt    Kind = "receipt"
 	KindHalt       Kind = "halt"
 	KindRecovery   Kind = "recovery"
+	KindJoining    Kind = "joining"
+	KindTakeover   Kind = "takeover"
 	KindPosition   Kind = "position"
 	KindSigning    Kind = "signing"
 	KindChallenge  Kind = "challenge"
@@ -125,6 +127,10 @@ func empty(k Kind) Document {
 		return new(Recovery)
 	case KindCeremony:
 		return new(Ceremony)
+	case KindJoining:
+		return new(Joining)
+	case KindTakeover:
+		return new(Takeover)
 	}
 	return nil
 }

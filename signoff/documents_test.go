@@ -133,19 +133,19 @@ func halt() *signoff.Halt {
 }
 
 func commitment() *signoff.Commitment {
-	return &signoff.Commitment{Charter: cluster, Notary: digest("n1"), Attempt: 1, Commitments: list(3), Proof: bytesOf(64)}
+	return &signoff.Commitment{Charter: cluster, Notary: digest("n1"), Term: 1, Attempt: 1, Commitments: list(3), Proof: bytesOf(64)}
 }
 
 func dealing() *signoff.Dealing {
-	return &signoff.Dealing{Charter: cluster, Notary: digest("n1"), Attempt: 1, Shares: list(4)}
+	return &signoff.Dealing{Charter: cluster, Notary: digest("n1"), Term: 1, Attempt: 1, Shares: list(4)}
 }
 
 func transcript() *signoff.Transcript {
-	return &signoff.Transcript{Charter: cluster, Notary: digest("n1"), Attempt: 1, Digest: digest("transcript"), Group: bytesOf(32)}
+	return &signoff.Transcript{Charter: cluster, Notary: digest("n1"), Term: 1, Attempt: 1, Digest: digest("transcript"), Group: bytesOf(32)}
 }
 
 func signing() *signoff.Signing {
-	return &signoff.Signing{Charter: cluster, Notary: digest("n1"), Payload: digest("payload"), Attempt: 1, Offer: bytesOf(66), Session: 2, List: digest("list"), Share: bytesOf(32)}
+	return &signoff.Signing{Charter: cluster, Notary: digest("n1"), Payload: digest("payload"), Term: 1, Attempt: 1, Offer: bytesOf(66), Session: 2, List: digest("list"), Share: bytesOf(32)}
 }
 
 func challenge() *signoff.Challenge {
@@ -199,7 +199,9 @@ func samples() map[string]signoff.Document {
 		"dkg-commitment": commitment(), "dkg-dealing": dealing(), "dkg-transcript": transcript(),
 		"object": object(), "object-snapshot": snapshot(), "deals": deals(), "approval": approval(), "warrant": warrant(), "activation": activation(), "tick": tick(), "epoch": epoch(),
 		"claim": claim(), "release": release(), "receipt": receipt(), "halt": halt(), "recovery": recovery(), "position": position(),
-		"signing": signing(), "ceremony": &signoff.Ceremony{Charter: cluster, Person: digest("alice"), Script: digest("script"), Transcript: digest("transcript")}, "challenge": challenge(), "request-export": export(), "request-launch": launch(),
+		"joining":  &signoff.Joining{Charter: cluster, Notary: digest("n5"), Request: digest("request"), Witness: bytesOf(64)},
+		"takeover": &signoff.Takeover{Charter: cluster, Notary: digest("n1"), Term: 2, Checkpoint: "a signed checkpoint\n"},
+		"signing":  signing(), "ceremony": &signoff.Ceremony{Charter: cluster, Person: digest("alice"), Script: digest("script"), Transcript: digest("transcript")}, "challenge": challenge(), "request-export": export(), "request-launch": launch(),
 		"request-enrol": request(func(r *signoff.Request) {
 			r.Action = signoff.ActionEnrol
 			r.Enrol = &signoff.Enrol{Name: "node-a", Node: digest("node"), Enrolment: digest("enrolment")}
@@ -218,6 +220,10 @@ func samples() map[string]signoff.Document {
 		}),
 		"request-withdraw": request(func(r *signoff.Request) {
 			r.Action, r.Withdraw = signoff.ActionReferenceWithdraw, &signoff.ReferenceWithdraw{Sets: []Digest{digest("set")}}
+		}),
+		"request-notaries": request(func(r *signoff.Request) {
+			c := charter()
+			r.Action, r.Notaries = signoff.ActionNotaries, &signoff.NotaryChange{Term: 1, Notaries: c.Notaries, Faults: c.Faults}
 		}),
 	}
 }

@@ -6,16 +6,19 @@ import (
 	"github.com/keyturn/keyturn/signoff/dsse"
 )
 
-// The distributed key generation runs as documents in the log: every notary
-// publishes a Commitment, then a Dealing, then a Transcript. The group key is
-// in force once every notary's Transcript names the same bytes. An attempt
-// that fails is started again under the next number.
+// The shares of the group key are made by documents in the log. In the first
+// term's key generation every notary deals, in a later term's reshare a quorum
+// of the notaries in office does. Each dealer publishes a Commitment, then a
+// Dealing; every member of the new council answers with a Transcript. It is done
+// once all of them name the same bytes. An attempt that fails is started again
+// under the next number.
 
-// A Commitment is a notary's first round: commitments to its polynomial and
+// A Commitment is a dealer's first round: commitments to its polynomial and
 // the proof that it knows the constant term (hsm/frost Round1).
 type Commitment struct {
 	Charter     Digest   `json:"charter"`
 	Notary      Digest   `json:"notary"`
+	Term        uint32   `json:"term"`        // whose shares are made, from 1
 	Attempt     uint32   `json:"attempt"`     // from 1
 	Commitments [][]byte `json:"commitments"` // q points, 32 bytes each
 	Proof       []byte   `json:"proof"`       // 64 bytes
@@ -33,8 +36,8 @@ func (c *Commitment) subjects() []dsse.Subject {
 
 // Validate checks the lengths.
 func (c *Commitment) Validate() error {
-	if c.Notary.IsZero() || c.Attempt == 0 {
-		return missing("notary or attempt")
+	if c.Notary.IsZero() || c.Term == 0 || c.Attempt == 0 {
+		return missing("notary, term or attempt")
 	}
 	if n := len(c.Commitments); n < 2 || n > MaxNotaries {
 		return fmt.Errorf("%d commitments, want 2 to %d", n, MaxNotaries)
@@ -50,13 +53,14 @@ func (c *Commitment) Validate() error {
 	return nil
 }
 
-// A Dealing is a notary's second round: one sub-share for each notary, in the
-// charter's order, HPKE-sealed to its exchange key. The dealer's own place
-// is filled too, so that a notary killed in between needs nothing but its
-// token and the log.
+// A Dealing is a dealer's second round: one sub-share for each notary of the
+// term, in its council's order, HPKE-sealed to its exchange key. The dealer's
+// own place is filled too, so that a notary killed in between needs nothing but
+// its token and the log.
 type Dealing struct {
 	Charter Digest   `json:"charter"`
 	Notary  Digest   `json:"notary"`
+	Term    uint32   `json:"term"`
 	Attempt uint32   `json:"attempt"`
 	Shares  [][]byte `json:"shares"`
 }
@@ -73,8 +77,8 @@ func (d *Dealing) subjects() []dsse.Subject {
 
 // Validate checks the lengths.
 func (d *Dealing) Validate() error {
-	if d.Notary.IsZero() || d.Attempt == 0 {
-		return missing("notary or attempt")
+	if d.Notary.IsZero() || d.Term == 0 || d.Attempt == 0 {
+		return missing("notary, term or attempt")
 	}
 	if n := len(d.Shares); n < 4 || n > MaxNotaries {
 		return fmt.Errorf("%d shares, want 4 to %d", n, MaxNotaries)
@@ -94,6 +98,7 @@ func (d *Dealing) Validate() error {
 type Transcript struct {
 	Charter Digest   `json:"charter"`
 	Notary  Digest   `json:"notary"`
+	Term    uint32   `json:"term"`
 	Attempt uint32   `json:"attempt"`
 	Digest  Digest   `json:"digest"` // over all commitments and dealings
 	Group   []byte   `json:"group"`  // Ed25519 public key, 32 bytes
@@ -112,8 +117,8 @@ func (t *Transcript) subjects() []dsse.Subject {
 
 // Validate checks the lengths.
 func (t *Transcript) Validate() error {
-	if t.Notary.IsZero() || t.Attempt == 0 || t.Digest.IsZero() {
-		return missing("notary, attempt or digest")
+	if t.Notary.IsZero() || t.Term == 0 || t.Attempt == 0 || t.Digest.IsZero() {
+		return missing("notary, term, attempt or digest")
 	}
 	if len(t.Group) != 32 {
 		return fmt.Errorf("a group key of %d bytes, want 32", len(t.Group))

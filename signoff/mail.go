@@ -17,6 +17,7 @@ type Signing struct {
 	Charter Digest `json:"charter"`
 	Notary  Digest `json:"notary"`
 	Payload Digest `json:"payload"` // SHA-256 of the warrant's payload
+	Term    uint32 `json:"term"`    // whose shares sign, from 1
 	Attempt uint32 `json:"attempt"` // from 1
 	Offer   []byte `json:"offer"`   // frost.Commitment, or empty
 	Session int    `json:"session"` // that Share belongs to, from 0
@@ -36,8 +37,8 @@ func (s *Signing) subjects() []dsse.Subject {
 
 // Validate wants an offer or a share.
 func (s *Signing) Validate() error {
-	if s.Notary.IsZero() || s.Payload.IsZero() || s.Attempt == 0 {
-		return missing("notary, payload or attempt")
+	if s.Notary.IsZero() || s.Payload.IsZero() || s.Term == 0 || s.Attempt == 0 {
+		return missing("notary, payload, term or attempt")
 	}
 	if len(s.Offer) == 0 && len(s.Share) == 0 {
 		return missing("an offer or a share")

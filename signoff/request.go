@@ -18,6 +18,7 @@ const (
 
 	ActionReferenceAdopt    = "reference.adopt"
 	ActionReferenceWithdraw = "reference.withdraw"
+	ActionNotaries          = "notaries.change"
 )
 
 // Seen is a checkpoint of the log that a signer had before its eyes. An entry
@@ -56,6 +57,8 @@ type Request struct {
 
 	Adopt    *ReferenceAdopt    `json:"adopt,omitzero"`
 	Withdraw *ReferenceWithdraw `json:"withdraw,omitzero"`
+
+	Notaries *NotaryChange `json:"notaries,omitzero"`
 }
 
 // An Export releases one object to one outside key.
@@ -153,6 +156,10 @@ func (r *Request) subjects() []dsse.Subject {
 		}
 	case r.People != nil:
 		return r.People.subjects()
+	case r.Notaries != nil:
+		for _, n := range r.Notaries.Notaries {
+			add("notary", n.ID())
+		}
 	}
 	return out
 }
@@ -214,8 +221,9 @@ func (r *Request) part() (string, part, error) {
 	see(r.Resume != nil, ActionResume, r.Resume)
 	see(r.Adopt != nil, ActionReferenceAdopt, r.Adopt)
 	see(r.Withdraw != nil, ActionReferenceWithdraw, r.Withdraw)
+	see(r.Notaries != nil, ActionNotaries, r.Notaries)
 	if n != 1 {
-		return "", nil, fmt.Errorf("%d parts, want exactly one of export, launch, enrol, retire, policy, resume, people, adopt, withdraw", n)
+		return "", nil, fmt.Errorf("%d parts, want exactly one of export, launch, enrol, retire, policy, resume, people, adopt, withdraw, notaries", n)
 	}
 	return action, found, nil
 }

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -85,7 +86,7 @@ func (o *options) open(ctx context.Context) (*notary.Notary, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	me, err := self(charter, c.Name)
+	me, err := self(charter, c, o.config)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -107,13 +108,22 @@ func (o *options) open(ctx context.Context) (*notary.Notary, func(), error) {
 	return n, ring.Close, err
 }
 
-func self(charter *signoff.Charter, name string) (*signoff.Notary, error) {
+// self is what the charter says of this notary, or, if it came later, its entry.
+// The log has the last word: a notary runs with no other keys than it names.
+func self(charter *signoff.Charter, c *config.Notary, file string) (*signoff.Notary, error) {
 	for i := range charter.Notaries {
-		if charter.Notaries[i].Name == name {
+		if charter.Notaries[i].Name == c.Name {
 			return &charter.Notaries[i], nil
 		}
 	}
-	return nil, ui.WithHint(errNobody(name), "set name in the configuration to the notary's name in the charter")
+	if c.Entry == "" {
+		return nil, ui.WithHint(errNobody(c.Name), "set name in the configuration to the notary's name in the charter, or entry to the file that a request brings it in with")
+	}
+	y, err := config.ReadNotary(config.Beside(file, c.Entry))
+	if err == nil && y.Name != c.Name {
+		err = fmt.Errorf("%s is of notary %q, the configuration of %q", c.Entry, y.Name, c.Name)
+	}
+	return y, err
 }
 
 type errNobody string

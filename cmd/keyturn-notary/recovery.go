@@ -79,7 +79,7 @@ func (o *options) signRecovery(ctx context.Context, r *signoff.Recovery) ([]byte
 	if err != nil {
 		return nil, err
 	}
-	me, err := self(charter, c.Name)
+	me, err := self(charter, c, o.config)
 	if err != nil {
 		return nil, err
 	}

@@ -134,16 +134,39 @@ func (a *app) people() (people *authority.Roster, err error) {
 			return nil
 		})
 	}
-	if a.conf.State != "" {
-		b, err := os.ReadFile(a.stateFile("people"))
-		if err == nil {
-			return people, dsse.Decode(b, &people)
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
+	if ok, err := a.recalled("people", &people); ok || err != nil {
+		return people, err
 	}
 	return authority.Founders(a.charter), nil
+}
+
+// council is the notaries in office, in the same way.
+func (a *app) council() (council signoff.Council, err error) {
+	if a.seen.Size > 0 {
+		return council, a.view(func(_ *authority.Authority, s *authority.State) error {
+			council = s.Council()
+			return nil
+		})
+	}
+	if ok, err := a.recalled("notaries", &council); ok || err != nil {
+		return council, err
+	}
+	return a.charter.Council(), nil
+}
+
+// recalled reads what was kept of the log when it was last seen.
+func (a *app) recalled(what string, into any) (bool, error) {
+	if a.conf.State == "" {
+		return false, nil
+	}
+	b, err := os.ReadFile(a.stateFile(what))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, dsse.Decode(b, into)
 }
 
 // token says which of my tokens is at hand, and opens its signing key, pinned
@@ -280,21 +303,12 @@ func (a *app) stateFile(what string) string {
 	return filepath.Join(a.conf.State, what+"-"+a.id.Hex()[:16]+".json")
 }
 
-func (a *app) lastSeen() (signoff.Seen, error) {
-	var seen signoff.Seen
-	if a.conf.State == "" {
-		return seen, nil
-	}
-	b, err := os.ReadFile(a.stateFile("seen"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return seen, nil
-	}
-	if err != nil {
-		return seen, err
-	}
-	return seen, dsse.Decode(b, &seen)
+func (a *app) lastSeen() (seen signoff.Seen, err error) {
+	_, err = a.recalled("seen", &seen)
+	return seen, err
 }
 
+// remember keeps who belongs before how much of the log was seen.
 func (a *app) remember(seen signoff.Seen) error {
 	if a.conf.State == "" {
 		return nil
@@ -303,15 +317,23 @@ func (a *app) remember(seen signoff.Seen) error {
 	if err != nil {
 		return err
 	}
-	p, err := dsse.Encode(people)
+	council, err := a.council()
 	if err != nil {
 		return err
 	}
-	b, err := dsse.Encode(seen)
-	if err != nil {
-		return err
+	for _, x := range []struct {
+		what  string
+		value any
+	}{{"people", people}, {"notaries", council}, {"seen", seen}} {
+		b, err := dsse.Encode(x.value)
+		if err != nil {
+			return err
+		}
+		if err := writeFile(a.stateFile(x.what), b); err != nil {
+			return err
+		}
 	}
-	return errors.Join(writeFile(a.stateFile("people"), p), writeFile(a.stateFile("seen"), b))
+	return nil
 }
 
 // writeFile replaces a file durably, making its directory.

@@ -178,7 +178,7 @@ func signerName(s *authority.State, hint, group dsse.Digest) string {
 	if t, ok := s.Tokens[hint]; ok {
 		return t.Name
 	}
-	if n, _, ok := s.Notary(hint); ok {
+	if n, ok := s.AnyNotary(hint); ok {
 		return "notary " + n.Name
 	}
 	if hint == group {

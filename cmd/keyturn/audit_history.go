@@ -17,7 +17,6 @@ import (
 // A history is what was in force when: the final state knows only the last.
 type history struct {
 	policies []policyFrom
-	logKeys  []signoff.PublicKey
 	proposed map[dsse.Digest]string // policies asked for, by request
 }
 
@@ -33,7 +32,7 @@ func (h *history) add(e auditEntry) {
 	}
 	switch doc := e.Predicate.(type) {
 	case *signoff.Charter:
-		h.policies, h.logKeys, h.proposed = []policyFrom{{e.Index, doc.Policy}}, []signoff.PublicKey{doc.Log}, map[dsse.Digest]string{}
+		h.policies, h.proposed = []policyFrom{{e.Index, doc.Policy}}, map[dsse.Digest]string{}
 	case *signoff.Request:
 		if doc.Policy != nil {
 			h.proposed[e.Document] = doc.Policy.Policy
@@ -42,8 +41,6 @@ func (h *history) add(e auditEntry) {
 		if text, ok := h.proposed[doc.Request]; ok {
 			h.policies = append(h.policies, policyFrom{e.Index, text})
 		}
-	case *signoff.Recovery:
-		h.logKeys = append(h.logKeys, doc.Log)
 	}
 }
 
@@ -66,15 +63,12 @@ func (h *history) rule(index uint64, action string) string {
 	return p.Rules[i].Name
 }
 
-// trusts are what checkpoints of this log were held to, newest log key first.
+// trusts are what checkpoints of this log were held to, the newest first.
 func (x *audit) trusts(s *authority.State) ([]proof.Trust, error) {
-	t, err := follow.Trust(s)
-	if err != nil {
-		return nil, err
-	}
 	var all []proof.Trust
-	for _, k := range slices.Backward(x.history.logKeys) {
-		if t.LogKey, err = k.Ed25519(); err != nil {
+	for _, w := range slices.Backward(s.Watches) {
+		t, err := w.Trust(s.Charter.Name)
+		if err != nil {
 			return nil, err
 		}
 		all = append(all, t)
@@ -103,8 +97,8 @@ func (x *audit) contains() error {
 	})
 }
 
-// openUnderAny tries the log keys that ever were in force; the error is that
-// of the present one.
+// openUnderAny tries the log keys and councils that ever were in force; the
+// error is that of the present ones.
 func (x *audit) openUnderAny(s *authority.State, open func(proof.Trust) (proof.Checkpoint, error)) (proof.Checkpoint, error) {
 	trusts, err := x.trusts(s)
 	if err != nil {

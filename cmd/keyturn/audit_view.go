@@ -234,6 +234,12 @@ func asks(s *authority.State, r *signoff.Request) []string {
 			out = append(out, "reference set "+name)
 		}
 		return out
+	case r.Notaries != nil:
+		out := []string{fmt.Sprintf("term %d, of which %d may be hostile", r.Notaries.Term+1, r.Notaries.Faults)}
+		for _, n := range r.Notaries.Notaries {
+			out = append(out, fmt.Sprintf("notary %s of %s", n.Name, n.Organisation))
+		}
+		return out
 	}
 	return []string{}
 }

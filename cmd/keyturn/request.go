@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -34,7 +35,7 @@ func requestCmd(a *app) *cobra.Command {
 	f.StringVar(&r.out, "out", "", "write the signed request to this file instead of sending it")
 	f.StringVar(&a.carry, "file", "", "work from a carried log instead of a coordinator")
 	cmd.MarkPersistentFlagRequired("purpose")
-	cmd.AddCommand(r.export(), r.launch(), r.enrol(), r.retire(), r.policy(), r.people(), r.resume(), r.adopt(), r.withdrawSets())
+	cmd.AddCommand(r.export(), r.launch(), r.enrol(), r.retire(), r.policy(), r.people(), r.resume(), r.adopt(), r.withdrawSets(), r.notaries())
 	return cmd
 }
 
@@ -304,6 +305,57 @@ func (r *asking) withdrawSets() *cobra.Command {
 		}}
 	cmd.Flags().StringSliceVar(&sets, "set", nil, "digests of the sets to end, as keyturn reference list prints them")
 	return require(cmd, "set")
+}
+
+func (r *asking) notaries() *cobra.Command {
+	var add, remove []string
+	var faults int
+	cmd := &cobra.Command{Use: "notaries", Short: "ask to change who the notaries are, or to give them fresh shares", Args: cobra.NoArgs,
+		Long: `Notaries asks for the next term: those in office without the ones removed and
+with the ones added. With neither, the same notaries get fresh shares. The
+group's public key stays, and so does every object.
+
+A file to add holds one notary as a founding file lists it: name, organisation,
+and the public halves of its signing, exchange and witness keys. Its
+keyturn-notary has to run, with "entry" in its configuration naming that file,
+before the request can be granted.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return r.ask(cmd.Context(), signoff.ActionNotaries, func(q *signoff.Request, s *authority.State) (err error) {
+				q.Notaries, err = nextTerm(s, add, remove, faults)
+				return err
+			})
+		}}
+	f := cmd.Flags()
+	f.StringArrayVar(&add, "add", nil, "file with a notary to add, JSON; may be repeated")
+	f.StringArrayVar(&remove, "remove", nil, "name of a notary to remove; may be repeated")
+	f.IntVar(&faults, "faults", 0, "how many may be hostile from then on (default as now)")
+	return cmd
+}
+
+func nextTerm(s *authority.State, add, remove []string, faults int) (*signoff.NotaryChange, error) {
+	now := s.Council()
+	n := &signoff.NotaryChange{Term: s.Term().Number, Faults: faults}
+	if faults == 0 {
+		n.Faults = now.Faults
+	}
+	for _, name := range remove {
+		if !slices.ContainsFunc(now.Notaries, func(y signoff.Notary) bool { return y.Name == name }) {
+			return nil, fmt.Errorf("no notary named %q is in office", name)
+		}
+	}
+	for _, y := range now.Notaries {
+		if !slices.Contains(remove, y.Name) {
+			n.Notaries = append(n.Notaries, y)
+		}
+	}
+	for _, file := range add {
+		y, err := config.ReadNotary(file)
+		if err != nil {
+			return nil, err
+		}
+		n.Notaries = append(n.Notaries, *y)
+	}
+	return n, nil
 }
 
 func haltCmd(a *app) *cobra.Command {

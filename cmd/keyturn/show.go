@@ -73,11 +73,14 @@ func missingFor(s *authority.State, r *authority.Request) []string {
 			out = append(out, fmt.Sprintf("%s's approval counts no longer: %v; a new approval will", personName(s, v.Doc.Person), why))
 		}
 	}
-	if n := s.Charter.Quorum() - len(r.Activated); r.Doc.Enrol != nil && n > 0 {
+	if n := s.Council().Quorum() - len(r.Activated); r.Doc.Enrol != nil && n > 0 {
 		out = append(out, fmt.Sprintf("%d notaries have still to challenge the node's TPM; keyturn-agent must be running there", n))
 	}
 	if c := r.Doc.People; c != nil && len(r.Activated) < len(c.NewTokens()) {
 		out = append(out, fmt.Sprintf("%d new tokens have still to accept (keyturn people accept)", len(c.NewTokens())-len(r.Activated)))
+	}
+	for _, y := range s.Unjoined(r) {
+		out = append(slices.Clone(out), fmt.Sprintf("notary %s has still to show its keys; its keyturn-notary must be running", y.Name))
 	}
 	return out
 }
@@ -216,13 +219,7 @@ func viewStatus(auth *authority.Authority, s *authority.State, now time.Time) st
 	if n := len(s.Charter.People) - len(s.Accepted); n > 0 {
 		v.Waits = append(v.Waits, fmt.Sprintf("%d founders have still to accept the charter (keyturn accept)", n))
 	}
-	if s.InForce && s.Group == nil {
-		for i := range s.Charter.Notaries {
-			if y := &s.Charter.Notaries[i]; s.Keygen.Transcripts[y.ID()] == nil {
-				v.Waits = append(v.Waits, fmt.Sprintf("notary %s has still to take part in key generation", y.Name))
-			}
-		}
-	}
+	v.Waits = append(v.Waits, sharesWait(s)...)
 	for _, r := range s.Requests {
 		if r.Ended == "" {
 			for _, m := range missingFor(s, r) {
@@ -243,6 +240,37 @@ func viewStatus(auth *authority.Authority, s *authority.State, now time.Time) st
 	slices.SortFunc(v.Nodes, func(x, y nodeView) int { return strings.Compare(x.Name, y.Name) })
 	v.Halts = standingHalts(s)
 	return v
+}
+
+// sharesWait says for which notaries the making of their shares waits.
+func sharesWait(s *authority.State) (waits []string) {
+	k := s.Keygen
+	if !s.InForce {
+		return nil
+	}
+	if next, ok := s.Incoming(); ok {
+		return []string{fmt.Sprintf("term %d: %d of the notaries in office and %d of those to come have to cosign the same checkpoint", k.Term, s.Council().Quorum(), next.Quorum())}
+	}
+	if k.Done {
+		return nil
+	}
+	if k.Failed != "" {
+		waits = append(waits, fmt.Sprintf("the shares of term %d are made again: %s", k.Term, k.Failed))
+	}
+	if s.WantsDealers() {
+		return append(waits, fmt.Sprintf("%d more notaries to deal the shares of term %d", s.Council().Quorum()-len(k.Dealers), k.Term))
+	}
+	for _, y := range s.Dealers() {
+		if k.Dealings[y.ID()] == nil {
+			waits = append(waits, fmt.Sprintf("notary %s has still to deal the shares of term %d", y.Name, k.Term))
+		}
+	}
+	for _, y := range k.Members.Notaries {
+		if k.Transcripts[y.ID()] == nil {
+			waits = append(waits, fmt.Sprintf("notary %s has still to accept its share of term %d", y.Name, k.Term))
+		}
+	}
+	return waits
 }
 
 func viewNode(s *authority.State, n *authority.Node) nodeView {

@@ -116,9 +116,11 @@ func pemCmd(a *app) *cobra.Command {
 				if p, ok := s.People.Named(args[0]); ok {
 					return p.Signing, nil
 				}
-				for i := range s.Charter.Notaries {
-					if s.Charter.Notaries[i].Name == args[0] {
-						return s.Charter.Notaries[i].Signing, nil
+				for _, t := range s.Terms {
+					for _, n := range t.Council.Notaries {
+						if n.Name == args[0] {
+							return n.Signing, nil
+						}
 					}
 				}
 				return signoff.PublicKey{}, fmt.Errorf("%q is no person of the roster and no notary", args[0])

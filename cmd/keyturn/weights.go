@@ -64,6 +64,7 @@ type trusted struct {
 	anchor  dsse.Digest
 	charter *signoff.Charter
 	people  *authority.Roster
+	council signoff.Council                 // notaries
 	tokens  map[dsse.Digest]authority.Owned // whose signatures count, by signing key
 }
 
@@ -175,10 +176,10 @@ func (t *trustFlags) trusted(a *app, dir string) (trusted, error) {
 }
 
 func trustedBy(r *release.Release) trusted {
-	return trusted{anchor: r.CharterID, charter: r.Charter, people: r.People, tokens: r.Tokens}
+	return trusted{anchor: r.CharterID, charter: r.Charter, people: r.People, council: r.Council, tokens: r.Tokens}
 }
 
-// trusted is the charter of the configuration and the people of the log as it
+// trusted is the charter of the configuration and who belongs by the log as it
 // was last seen.
 func (a *app) trusted() (trusted, error) {
 	if err := a.load(); err != nil {
@@ -188,7 +189,11 @@ func (a *app) trusted() (trusted, error) {
 	if err != nil {
 		return trusted{}, err
 	}
-	t := trusted{anchor: a.id, charter: a.charter, people: people, tokens: authority.Founders(a.charter).Tokens()}
+	council, err := a.council()
+	if err != nil {
+		return trusted{}, err
+	}
+	t := trusted{anchor: a.id, charter: a.charter, people: people, council: council, tokens: authority.Founders(a.charter).Tokens()}
 	maps.Copy(t.tokens, people.Tokens())
 	if a.seen.Size > 0 {
 		err = a.view(func(_ *authority.Authority, s *authority.State) error {
@@ -272,10 +277,10 @@ func (a *app) progress(what string) (report func(weights.Progress), done func())
 	return func(p weights.Progress) { update(p.Bytes, p.Total) }, done
 }
 
-// holders returns who holds shares of what is sealed now: the people as last
-// seen, and the charter's notaries.
+// holders returns who holds shares of what is sealed now: the people and the
+// notaries as last seen.
 func (t trusted) holders() (lockbox.Params, error) {
-	return authority.Holders(t.anchor, t.charter, t.people)
+	return authority.Holders(t.anchor, t.charter.Threshold, t.people, t.council)
 }
 
 // A weightsView is sealed weights as seal and info answer them.

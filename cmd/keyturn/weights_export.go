@@ -25,6 +25,7 @@ type exporting struct {
 	sealed, out string
 	request     *authority.Request
 	warrant     *authority.Warrant
+	attempt     uint32 // at the key generation, the last one seen
 }
 
 func exportCmd(a *app) *cobra.Command {
@@ -120,7 +121,7 @@ func (x *exporting) awaitReleases(ctx context.Context) error {
 	for deadline := time.Now().Add(x.wait); ; {
 		var have, want int
 		if err := x.view(func(_ *authority.Authority, s *authority.State) error {
-			have, want = len(s.Releases[x.warrant.ID]), s.Charter.Quorum()
+			have, want = len(s.Releases[x.warrant.ID]), s.Council().Quorum()
 			_, _, err := s.Live(x.warrant.ID, dsse.Digest{})
 			return err
 		}); err != nil {
@@ -187,11 +188,18 @@ func (x *exporting) collect(s *authority.State, b *release.Bundle, doc *signoff.
 	line := string(doc.Line())
 	switch d := doc.Doc.(type) {
 	case *signoff.Transcript:
-		if d.Attempt == s.Keygen.Attempt && len(d.Accused) == 0 {
-			b.Transcripts = append(b.Transcripts, line)
+		if d.Term == 1 {
+			x.vouches(b, d, line)
 		}
+	case *signoff.Takeover:
+		w := s.Warrants[s.Terms[d.Term-1].Warrant]
+		b.Terms = append(b.Terms, release.Term{Request: x.entry(s, w.Doc.Request), Warrant: x.entry(s, w.ID), Takeover: line})
 	case *signoff.Recovery:
-		b.Recovery = line
+		if n := len(b.Terms); n > 0 {
+			b.Terms[n-1].Recovery = line
+		} else {
+			b.Recovery = line
+		}
 	case *signoff.Object:
 		if doc.Digest() == x.request.Doc.Export.Object {
 			b.Object = line
@@ -216,6 +224,21 @@ func (x *exporting) collect(s *authority.State, b *release.Bundle, doc *signoff.
 		if d.Warrant == x.warrant.ID && d.Claim.IsZero() {
 			b.Releases = append(b.Releases, line)
 		}
+	}
+}
+
+// entry is the leaf by which a document took effect.
+func (x *exporting) entry(s *authority.State, document dsse.Digest) string {
+	return string(x.leaves[s.Documents[document]])
+}
+
+// vouches keeps the transcripts of the last attempt at the key generation.
+func (x *exporting) vouches(b *release.Bundle, t *signoff.Transcript, line string) {
+	if t.Attempt != x.attempt {
+		x.attempt, b.Transcripts = t.Attempt, nil
+	}
+	if len(t.Accused) == 0 {
+		b.Transcripts = append(b.Transcripts, line)
 	}
 }
 

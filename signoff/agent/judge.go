@@ -171,7 +171,7 @@ func (p *plan) take(s *authority.State, vote authority.Vote, to Digest) error {
 func (p *plan) released(s *authority.State, claim, fresh Digest) map[Digest][]sealedShare {
 	out := map[Digest][]sealedShare{}
 	for _, r := range s.Releases[claim] {
-		n, index, ok := s.Notary(r.Notary)
+		n, index, ok := s.Holder(r.Share.Object, r.Notary)
 		if !ok || r.Share.Recipient != fresh {
 			continue
 		}

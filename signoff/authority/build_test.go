@@ -159,14 +159,14 @@ func (l *log) keygen() *log {
 		dealings[i], err = ceremony.Deal(rand.Reader, uint16(i+1))
 		l.must(err)
 		round1s[i] = dealings[i].Round1()
-		c := &signoff.Commitment{Charter: l.ID, Notary: y.Doc.ID(), Attempt: attempt, Proof: round1s[i].Proof[:]}
+		c := &signoff.Commitment{Charter: l.ID, Notary: y.Doc.ID(), Term: 1, Attempt: attempt, Proof: round1s[i].Proof[:]}
 		for _, p := range round1s[i].Commitments {
 			c.Commitments = append(c.Commitments, bytesOf(p))
 		}
 		l.takes(l.signed(y.Signing, c))
 	}
 	for _, y := range l.Notaries {
-		d := &signoff.Dealing{Charter: l.ID, Notary: y.Doc.ID(), Attempt: attempt}
+		d := &signoff.Dealing{Charter: l.ID, Notary: y.Doc.ID(), Term: 1, Attempt: attempt}
 		for range n {
 			d.Shares = append(d.Shares, []byte("sealed to its notary, which the fold cannot open"))
 		}
@@ -182,7 +182,7 @@ func (l *log) keygen() *log {
 		share, group, err := ceremony.Finish(uint16(i+1), round1s, received)
 		l.must(err)
 		l.group, l.shares = group, append(l.shares, share)
-		l.takes(l.signed(y.Signing, &signoff.Transcript{Charter: l.ID, Notary: y.Doc.ID(), Attempt: attempt, Digest: digest, Group: group.PublicKey[:]}))
+		l.takes(l.signed(y.Signing, &signoff.Transcript{Charter: l.ID, Notary: y.Doc.ID(), Term: 1, Attempt: attempt, Digest: digest, Group: group.PublicKey[:]}))
 	}
 	return l
 }

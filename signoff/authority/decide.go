@@ -73,6 +73,10 @@ func (d decision) decide() ([]change, error) {
 		return d.ceremony(doc)
 	case *signoff.Recovery:
 		return d.recovery(doc)
+	case *signoff.Joining:
+		return d.joining(doc)
+	case *signoff.Takeover:
+		return d.takeover(doc)
 	}
 	return nil, fmt.Errorf("a %s is no log entry", d.doc.Doc.Kind())
 }
@@ -145,7 +149,9 @@ func (d decision) charter(c *signoff.Charter) ([]change, error) {
 		maps.Copy(s.Tokens, people.Tokens())
 		s.setReferences(refs...)
 		s.Ticks = &TickRound{Round: 1, Times: map[Digest]int64{}}
-		s.Keygen = newKeygen(1)
+		s.Terms = []*Term{{Number: 1, Council: c.Council()}}
+		s.Keygen = keygen(c.Council())
+		s.watched(d.index)
 	}}}, nil
 }
 
@@ -191,11 +197,15 @@ func (d decision) tick(t *signoff.Tick) ([]change, error) {
 	times := maps.Clone(r.Times)
 	times[t.Notary] = t.Time
 	next, now := &TickRound{Round: r.Round, Times: times}, d.state.Time
-	if len(times) >= d.state.Charter.Quorum() {
+	if len(times) >= d.state.Council().Quorum() {
 		now = max(now, median(times))
 		next = &TickRound{Round: r.Round + 1, Times: map[Digest]int64{}}
 	}
-	return []change{{key: "tick", value: []any{next, now}, put: func(s *State) { s.Ticks, s.Time = next, now }}}, nil
+	changes := []change{{key: "tick", value: []any{next, now}, put: func(s *State) { s.Ticks, s.Time = next, now }}}
+	if k := d.state.reshareTicked(t.Notary, now); k != nil {
+		changes = append(changes, putKeygen(k))
+	}
+	return changes, nil
 }
 
 // median of the times; of an even number, the lower of the two in the middle,
@@ -206,10 +216,10 @@ func median(times map[Digest]int64) int64 {
 }
 
 func (d decision) object(o *signoff.Object) ([]change, error) {
-	c := d.state.Charter
-	if o.Lockbox.People.Threshold != c.Threshold || o.Lockbox.Machines.Threshold != c.Quorum() {
-		return nil, fmt.Errorf("lockbox thresholds %d and %d, the charter says %d people and %d notaries",
-			o.Lockbox.People.Threshold, o.Lockbox.Machines.Threshold, c.Threshold, c.Quorum())
+	t, q := d.state.Charter.Threshold, d.state.Council().Quorum()
+	if o.Lockbox.People.Threshold != t || o.Lockbox.Machines.Threshold != q {
+		return nil, fmt.Errorf("lockbox thresholds %d and %d, it takes %d people and %d notaries",
+			o.Lockbox.People.Threshold, o.Lockbox.Machines.Threshold, t, q)
 	}
 	r := &Object{ID: d.id, Doc: o, Signer: d.doc.Hint, Index: d.index}
 	if o.Claim.IsZero() {

@@ -67,7 +67,7 @@ func (s *State) proposes(notary Digest) ([]Digest, error) {
 		}
 		recent = append(recent, s.Epoch.Proposers...)
 	}
-	return recent[:min(len(recent), s.Charter.Faults)], nil
+	return recent[:min(len(recent), s.Council().Faults)], nil
 }
 
 // MayPropose reports whether the next epoch may be this notary's.

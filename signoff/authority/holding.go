@@ -8,14 +8,15 @@ import (
 )
 
 // Holders is who gets shares of what is sealed now.
-func (s *State) Holders() (lockbox.Params, error) { return Holders(s.ID, s.Charter, s.People) }
+func (s *State) Holders() (lockbox.Params, error) {
+	return Holders(s.ID, s.Charter.Threshold, s.People, s.Council())
+}
 
-// Holders is who gets shares of what is sealed for these people and the
-// charter's notaries.
-func Holders(id Digest, c *signoff.Charter, people *Roster) (lockbox.Params, error) {
+// Holders is who gets shares of what is sealed for these people and notaries.
+func Holders(id Digest, threshold int, people *Roster, c signoff.Council) (lockbox.Params, error) {
 	p := lockbox.Params{Charter: id}
 	var err error
-	if p.People, err = people.Holders(c.Threshold); err != nil {
+	if p.People, err = people.Holders(threshold); err != nil {
 		return p, err
 	}
 	p.Machines.Threshold = uint16(c.Quorum())
@@ -53,16 +54,16 @@ func (s *State) dealtToPeople(o *Object, blob Digest, deals []lockbox.Deal) (Hol
 	return h, nil
 }
 
-// dealtToNotaries is the machines' side as the sealer dealt it: to every
-// notary.
+// dealtToNotaries is the machines' side as the sealer dealt it: to every notary
+// in office.
 func (s *State) dealtToNotaries(o *Object, blob Digest, deals []lockbox.Deal) (Holding, error) {
 	known := map[Digest]uint16{}
-	for i, n := range s.Charter.Notaries {
+	for i, n := range s.Council().Notaries {
 		known[n.Exchange.Fingerprint()] = uint16(i + 1)
 	}
 	h, err := dealt(o, blob, lockbox.Machines, o.Doc.Lockbox.Machines, deals, known)
 	if err == nil && len(h.Holders) != len(known) {
-		err = fmt.Errorf("dealt to %d notaries, there are %d", len(h.Holders), len(known))
+		err = fmt.Errorf("dealt to %d notaries, in office are %d", len(h.Holders), len(known))
 	}
 	return h, err
 }

@@ -208,8 +208,8 @@ func TestAttackKeygen(t *testing.T) {
 	if _, err := ceremony.Group(nil); err == nil {
 		t.Fatal("a group of nobody")
 	}
-	dealt := &signoff.Dealing{Charter: l.ID, Notary: y.Doc.ID(), Attempt: 1, Shares: [][]byte{{1}, {1}, {1}, {1}}}
-	l.voids(l.signed(y.Signing, dealt), "not every notary has committed")
+	dealt := &signoff.Dealing{Charter: l.ID, Notary: y.Doc.ID(), Term: 1, Attempt: 1, Shares: [][]byte{{1}, {1}, {1}, {1}}}
+	l.voids(l.signed(y.Signing, dealt), "not every dealer has committed")
 	copied := ready(t) // another cluster's proofs of possession
 	for _, line := range copied.lines[len(copied.Genesis):][:4] {
 		d, err := signoff.ReadLine(line)
@@ -221,9 +221,9 @@ func TestAttackKeygen(t *testing.T) {
 		l.voids(l.signed(y.Signing, &c), "attempt 1 is under way")
 	}
 	l.keygen()
-	l.voids(l.signed(y.Signing, dealt), "have their group key")
-	accuse := &signoff.Transcript{Charter: l.ID, Notary: y.Doc.ID(), Attempt: 1, Digest: Digest{1}, Group: make([]byte, 32), Accused: []Digest{l.Notaries[1].Doc.ID()}}
-	l.voids(l.signed(y.Signing, accuse), "have their group key")
+	l.voids(l.signed(y.Signing, dealt), "have their shares of term 1")
+	accuse := &signoff.Transcript{Charter: l.ID, Notary: y.Doc.ID(), Term: 1, Attempt: 1, Digest: Digest{1}, Group: make([]byte, 32), Accused: []Digest{l.Notaries[1].Doc.ID()}}
+	l.voids(l.signed(y.Signing, accuse), "have their shares of term 1")
 }
 
 // Production charters refuse what shows itself as software, everywhere.

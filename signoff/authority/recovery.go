@@ -13,7 +13,8 @@ import (
 // the last thing they cosigned and that they mean this new key. A final
 // checkpoint has a quorum of cosigners, two quorums share an honest notary,
 // and an honest notary's position is at least the last final checkpoint it
-// cosigned: so nothing final is dropped.
+// cosigned: so nothing final is dropped. While one council hands over to
+// another both have to say so, as both cosign.
 func (d decision) recovery(r *signoff.Recovery) ([]change, error) {
 	if r.Base.Size != d.index {
 		return nil, fmt.Errorf("goes on from size %d, but stands at entry %d", r.Base.Size, d.index)
@@ -47,8 +48,16 @@ func (d decision) recovery(r *signoff.Recovery) ([]change, error) {
 		stated[p.Notary] = true
 		reached = reached || p.Seen.Size == r.Base.Size
 	}
-	if q := d.state.Charter.Quorum(); len(stated) < q {
-		return nil, fmt.Errorf("%d notaries stated their position, want %d", len(stated), q)
+	for _, c := range d.state.councils() {
+		n := 0
+		for _, y := range c.Notaries {
+			if stated[y.ID()] {
+				n++
+			}
+		}
+		if q := c.Quorum(); n < q {
+			return nil, fmt.Errorf("%d notaries stated their position, want %d", n, q)
+		}
 	}
 	if !reached {
 		return nil, errors.New("no notary's position is the base: entries nobody cosigned would be kept")
@@ -56,6 +65,7 @@ func (d decision) recovery(r *signoff.Recovery) ([]change, error) {
 	return []change{{key: "log-key", value: r.Log, put: func(s *State) {
 		s.signsLog(r.Log)
 		s.Recoveries, s.Recovered = s.Recoveries+1, d.index+1
+		s.watched(d.index)
 	}}}, nil
 }
 
@@ -74,7 +84,7 @@ func (d decision) position(line string, r *signoff.Recovery) (*signoff.Position,
 	if !ok || p.Charter != d.state.ID {
 		return nil, errors.New("a position that is none, or of another cluster")
 	}
-	if err := d.state.byNotary(prepared{doc: doc}, p.Notary); err != nil {
+	if err := d.state.byMember(prepared{doc: doc}, p.Notary); err != nil {
 		return nil, err
 	}
 	fp := r.Log.Fingerprint()

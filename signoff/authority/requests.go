@@ -105,6 +105,8 @@ func (s *State) possible(r *signoff.Request) error {
 		return s.adoptable(r.Adopt)
 	case r.Withdraw != nil:
 		return s.withdrawable(r.Withdraw.Sets)
+	case r.Notaries != nil:
+		return s.follows(r.Notaries)
 	}
 	return nil
 }
@@ -213,7 +215,7 @@ func (s *State) Display(request Digest) (string, error) {
 
 func (s *State) display(r *Request, rule *policy.Bound) string {
 	in := display.Input{Charter: s.Charter, ID: s.ID, Request: r.Doc, Digest: r.ID, Rule: rule, People: map[Digest]*signoff.Person{}, Left: map[Digest]string{},
-		Objects: map[Digest]*signoff.Object{}, Nodes: map[Digest]display.Node{}, Halts: map[Digest]*signoff.Halt{}}
+		Council: s.Council(), Term: s.Term().Number, Objects: map[Digest]*signoff.Object{}, Nodes: map[Digest]display.Node{}, Halts: map[Digest]*signoff.Halt{}}
 	for _, id := range r.Doc.Objects() {
 		if o, ok := s.Objects[id]; ok {
 			in.Objects[id] = o.Doc
@@ -387,7 +389,8 @@ func (s *State) Stale(r *Request, v Vote, rule Digest) error {
 }
 
 // settle looks again at the requests that the entry may have changed: those it
-// touched, and all open ones when time, policy, people or reference sets moved.
+// touched, and all open ones when time, policy, people, notaries or reference
+// sets moved.
 func (s *State) settle(index uint64, changes []change) []change {
 	look := map[Digest]bool{}
 	for _, c := range changes {
@@ -401,7 +404,7 @@ func (s *State) settle(index uint64, changes []change) []change {
 				}
 			}
 		}
-		if c.key == "tick" || c.key == "policy" || c.key == "people" || strings.HasPrefix(c.key, "reference/") {
+		if c.key == "tick" || c.key == "policy" || c.key == "people" || c.key == "term" || strings.HasPrefix(c.key, "reference/") {
 			for id, r := range s.Requests {
 				if r.Ended == "" {
 					look[id] = true
@@ -437,7 +440,9 @@ func (s *State) settled(r *Request, index uint64) (*Request, bool) {
 		rec.Ended, rec.Satisfied = "vetoed", nil
 	case res.Expired:
 		rec.Ended, rec.Satisfied = "expired", nil
-	case !res.Satisfied || !s.activated(r):
+	case r.Doc.Notaries != nil && r.Doc.Notaries.Term != s.Term().Number:
+		rec.Ended, rec.Satisfied = "the term it was to end is over", nil
+	case !res.Satisfied || !s.activated(r) || len(s.Unjoined(r)) > 0:
 		rec.Satisfied = nil
 	default:
 		counted := approvalsOf(r, res.Counted)
@@ -454,7 +459,8 @@ func (s *State) settled(r *Request, index uint64) (*Request, bool) {
 func (s *State) activated(r *Request) bool {
 	switch {
 	case r.Doc.Enrol != nil:
-		return len(r.Activated) >= s.Charter.Quorum()
+		in := slices.DeleteFunc(slices.Clone(r.Activated), func(id Digest) bool { _, _, ok := s.Notary(id); return !ok })
+		return len(in) >= s.Council().Quorum()
 	case r.Doc.People != nil:
 		return len(r.Activated) == len(r.Doc.People.NewTokens())
 	}

@@ -144,9 +144,22 @@ func (s *State) PersonName(id Digest) string {
 // Keys says what each key that ever stood in this cluster is for. A key that
 // stood in one place is refused in every other.
 func (s *State) Keys() (signoff.KeySet, error) {
+	keys, err := s.oldKeys()
+	if err != nil {
+		return nil, err
+	}
+	s.Keygen.Members.AddTo(keys) // who are in office, or come next
+	return keys, nil
+}
+
+// oldKeys are Keys without those of notaries that never were in office.
+func (s *State) oldKeys() (signoff.KeySet, error) {
 	keys, err := s.Charter.Keys()
 	if err != nil {
 		return nil, err
+	}
+	for _, t := range s.Terms {
+		t.Council.AddTo(keys)
 	}
 	for k := range s.logKeys {
 		keys[k] = "a log key"

@@ -33,8 +33,10 @@ type State struct {
 	People     *Roster
 	Tokens     map[Digest]Owned // every token of people there ever was, by signing key
 	Policy     *PolicyRecord
-	Keygen     *Keygen
-	Group      *frost.Group // nil until the key generation is complete
+	Terms      []*Term      // all councils that were in office, that which is last
+	Watches    []Watch      // whose signatures made checkpoints, from which size on
+	Keygen     *Keygen      // the making of shares that is under way, or the last one
+	Group      *frost.Group // of the council in office; nil until the key generation is complete
 	Ticks      *TickRound
 	Requests   map[Digest]*Request
 	Warrants   map[Digest]*Warrant
@@ -81,6 +83,7 @@ type Request struct {
 	Ended     string           `json:"ended"` // why it can no longer be approved; empty while open
 	Warrant   Digest           `json:"warrant"`
 	Activated []Digest         `json:"activated"` // notaries, for an enrolment; new tokens, for a change of people
+	Joined    []Digest         `json:"joined"`    // notaries, for a change of them
 
 	Set *attest.ReferenceSet `json:"-"` // that it would adopt, nil for other actions
 
@@ -172,14 +175,23 @@ type Halt struct {
 	Lifted Digest        `json:"lifted"`
 }
 
-// A Keygen is the distributed key generation's current attempt.
+// A Keygen is the current attempt at making the shares of a term: by the
+// distributed key generation in the first, by a reshare in each further one.
 type Keygen struct {
+	Term        uint32                         `json:"term"`
 	Attempt     uint32                         `json:"attempt"`
+	Warrant     Digest                         `json:"warrant"` // that ordered the reshare
+	Began       int64                          `json:"began"`   // fold time at which the attempt began
+	Members     signoff.Council                `json:"-"`       // who gets the shares
+	Dealers     []uint16                       `json:"dealers"` // indices in office, ascending; all of them in a key generation
+	Late        []Digest                       `json:"late"`    // notaries that spoiled an attempt, not to deal if others can
 	Commitments map[Digest]*signoff.Commitment `json:"-"`
 	Dealings    map[Digest]*signoff.Dealing    `json:"-"`
 	Transcripts map[Digest]*signoff.Transcript `json:"-"`
 	Seen        []Digest                       `json:"seen"` // documents of this attempt, in order
 	Failed      string                         `json:"failed"`
+	Done        bool                           `json:"done"`  // every member has its share
+	Index       uint64                         `json:"index"` // of the entry that made it so
 
 	group *frost.Group // that the commitments make, once a transcript asked
 }
@@ -214,12 +226,12 @@ func (e *Epoch) Lease(node Digest) (Lease, int, bool) {
 	return e.Leases[i], i, true
 }
 
-// A signer is a person of the roster or a notary, or, with neither, the
-// notaries' group.
+// A signer is a person of the roster, a notary that is or was in office, or,
+// with neither, the notaries' group.
 type signer struct {
 	member *Member
 	notary *signoff.Notary
-	index  uint16 // the notary's place in the charter's list, from 1
+	index  uint16 // the notary's place in its council's list, from 1; 0 for one that left office
 	public crypto.PublicKey
 }
 
@@ -232,11 +244,40 @@ func newState(id Digest) *State {
 	}
 }
 
-// Notary returns the notary with the given signing fingerprint and its index
-// in the group, from 1.
+// Notary returns the notary in office with the given signing fingerprint and
+// its index in the group, from 1.
 func (s *State) Notary(id Digest) (*signoff.Notary, uint16, bool) {
 	g, ok := s.signers[id]
-	return g.notary, g.index, ok && g.notary != nil
+	return g.notary, g.index, ok && g.notary != nil && g.index > 0
+}
+
+// AnyNotary returns the notary with the given signing fingerprint if it is or
+// was in office, gets shares now, or is to come by an open request.
+func (s *State) AnyNotary(id Digest) (*signoff.Notary, bool) {
+	if g, ok := s.signers[id]; ok && g.notary != nil {
+		return g.notary, true
+	}
+	if y, _, ok := s.Keygen.Members.Find(id); ok {
+		return y, true
+	}
+	for request := range s.Requests {
+		if y, err := s.joiner(request, id); err == nil {
+			return y, true
+		}
+	}
+	return nil, false
+}
+
+// Holder returns the notary and the index of its share of the object's
+// machines' half, if it holds one.
+func (s *State) Holder(object, notary Digest) (*signoff.Notary, uint16, bool) {
+	o, ready := s.lockboxReady(object)
+	g, known := s.signers[notary]
+	if !ready || !known || g.notary == nil {
+		return nil, 0, false
+	}
+	index, ok := o.Machines.Holders[g.notary.Exchange.Fingerprint()]
+	return g.notary, index, ok
 }
 
 // NodeNamed finds an enrolled node by name.

@@ -77,7 +77,11 @@ func (s *State) verifySigner(p prepared) error {
 	case *signoff.Dealing:
 		return s.byNotary(p, d.Notary)
 	case *signoff.Transcript:
-		return s.byNotary(p, d.Notary)
+		return s.byMember(p, d.Notary)
+	case *signoff.Joining:
+		return s.byJoiner(p, d)
+	case *signoff.Takeover:
+		return s.byMember(p, d.Notary)
 	case *signoff.Tick:
 		return s.byNotary(p, d.Notary)
 	case *signoff.Epoch:
@@ -85,7 +89,7 @@ func (s *State) verifySigner(p prepared) error {
 	case *signoff.Activation:
 		return s.byNotary(p, d.Notary)
 	case *signoff.Release:
-		return s.byNotary(p, d.Notary)
+		return s.byHolder(p, d.Notary)
 	case *signoff.Recovery:
 		return s.byNotary(p, doc.Hint)
 	case *signoff.Warrant:
@@ -138,6 +142,19 @@ func (s *State) nobody(id Digest) error {
 }
 
 func (s *State) byNotary(p prepared, id Digest) error {
+	g, ok := s.signers[id]
+	switch {
+	case !ok || g.notary == nil:
+		return fmt.Errorf("%s is not a notary of this charter", id)
+	case g.index == 0:
+		return fmt.Errorf("notary %s left office", g.notary.Name)
+	}
+	return p.bySigner(id, g)
+}
+
+// byHolder wants a notary that is or was in office: who left holds its shares
+// of an object until they are dealt to those in office.
+func (s *State) byHolder(p prepared, id Digest) error {
 	g, ok := s.signers[id]
 	if !ok || g.notary == nil {
 		return fmt.Errorf("%s is not a notary of this charter", id)

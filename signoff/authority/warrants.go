@@ -132,6 +132,8 @@ func (d decision) effect(r *Request) ([]change, error) {
 		return []change{putReference(ref, d.index)}, nil
 	case doc.Withdraw != nil:
 		return d.withdrawals(r.ID, doc.Withdraw.Sets), nil
+	case doc.Notaries != nil:
+		return []change{putKeygen(s.reshare(doc.Notaries, d.doc.Digest()))}, nil
 	}
 	return nil, nil
 }
@@ -211,15 +213,15 @@ func (s *State) claimed(id, warrant Digest) (*Claim, error) {
 }
 
 func (d decision) checkRelease(r *signoff.Release, objects []Digest, key, recipient Digest) error {
-	_, index, _ := d.state.Notary(r.Notary)
 	if r.Share.Recipient != recipient {
 		return fmt.Errorf("released to %s, the recipient is %s", r.Share.Recipient, recipient)
 	}
-	if r.Share.Index != index {
-		return fmt.Errorf("share index %d, this notary holds %d", r.Share.Index, index)
-	}
-	if !contains(objects, r.Share.Object) || r.Share.Epoch != d.state.Objects[r.Share.Object].Machines.Epoch {
+	o := d.state.Objects[r.Share.Object]
+	if !contains(objects, r.Share.Object) || r.Share.Epoch != o.Machines.Epoch {
 		return fmt.Errorf("object %s of epoch %d is not what the warrant opens", r.Share.Object, r.Share.Epoch)
+	}
+	if _, index, ok := d.state.Holder(r.Share.Object, r.Notary); !ok || r.Share.Index != index {
+		return fmt.Errorf("share index %d, this notary holds %d", r.Share.Index, index)
 	}
 	for _, have := range d.state.Releases[key] {
 		if have.Notary == r.Notary && have.Share.Object == r.Share.Object {

@@ -389,12 +389,12 @@ func noteSize(note []byte) uint64 {
 func (c *Coordinator) addCosignature(signed []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	trust, err := follow.Trust(c.auth.State())
-	if err != nil {
-		return err
-	}
 	if c.pending == nil || noteSize(signed) != noteSize(c.pending) {
 		return nil // late: this checkpoint is final already, or another is pending
+	}
+	trust, err := follow.TrustAt(c.auth.State(), noteSize(c.pending))
+	if err != nil {
+		return err
 	}
 	merged, err := mergeCosignatures(c.pending, signed, trust)
 	if err != nil {

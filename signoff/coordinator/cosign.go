@@ -24,7 +24,7 @@ func mergeCosignatures(note, signed []byte, t proof.Trust) ([]byte, error) {
 	}
 	added := false
 	for _, line := range lines {
-		for _, w := range t.Witnesses {
+		for _, w := range t.All() {
 			if _, err := proof.VerifyCosignature(note, line, w); err != nil {
 				continue
 			}
@@ -35,7 +35,7 @@ func mergeCosignatures(note, signed []byte, t proof.Trust) ([]byte, error) {
 		}
 	}
 	if !added {
-		return nil, errors.New("no cosignature of a notary of the charter")
+		return nil, errors.New("no cosignature of a notary in office")
 	}
 	return note, nil
 }

@@ -38,6 +38,8 @@ type Input struct {
 	Rule    *policy.Bound
 	People  map[dsse.Digest]*signoff.Person // who belongs, by id
 	Left    map[dsse.Digest]string          // names of those who belonged once
+	Council signoff.Council                 // in office
+	Term    uint32                          // its number
 	Objects map[dsse.Digest]*signoff.Object
 	Nodes   map[dsse.Digest]Node
 	Halts   map[dsse.Digest]*signoff.Halt
@@ -116,6 +118,8 @@ func (in Input) part(w *writer) {
 		in.withdraw(w, r.Withdraw.Sets)
 	case r.People != nil:
 		in.people(w, r.People)
+	case r.Notaries != nil:
+		in.notaries(w, r.Notaries)
 	}
 }
 
@@ -149,6 +153,37 @@ func token(w *writer, t signoff.Token) {
 	} else {
 		w.field("", "opens nothing: it signs, and holds no share")
 	}
+}
+
+// notaries says in words who comes, who goes and what the numbers are then.
+func (in Input) notaries(w *writer, n *signoff.NotaryChange) {
+	next := n.Council()
+	w.field("notaries", "%s now, in term %d", numbers(in.Council), in.Term)
+	w.field("", "%s then, in term %d", numbers(next), n.Term+1)
+	if n.Term != in.Term {
+		w.field("", "ASKED IN TERM %d, which is over", n.Term)
+	}
+	for _, y := range next.Notaries {
+		if in.Council.Has(y) {
+			w.field("stays", "%s of %s", y.Name, y.Organisation)
+			continue
+		}
+		w.field("COMES", "%s of %s", y.Name, y.Organisation)
+		w.field("", "signing %s, %s", y.Signing.Fingerprint(), class(y.Signing))
+		w.field("", "exchange %s, %s", y.Exchange.Fingerprint(), class(y.Exchange))
+		w.field("", "witness %s, %s", y.Witness.Fingerprint(), class(y.Witness))
+	}
+	for _, y := range in.Council.Notaries {
+		if !next.Has(y) {
+			w.field("GOES", "%s of %s", y.Name, y.Organisation)
+		}
+	}
+	w.field("effect", "they alone act from then on, each with a new share of the")
+	w.field("", "same group key; shares from before sign nothing any more")
+}
+
+func numbers(c signoff.Council) string {
+	return fmt.Sprintf("%d of %d act, %d may be hostile", c.Quorum(), len(c.Notaries), c.Faults)
 }
 
 func (in Input) launch(w *writer, l *signoff.Launch) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"unicode"
@@ -37,6 +38,12 @@ var charter = &signoff.Charter{Name: "lab", Development: true, People: []signoff
 	{Name: "bob", Organisation: "watch", Roles: []string{"safety", "security"}, Token: signoff.Token{Signing: key("bob")}},
 }}
 
+func notary(name string) signoff.Notary {
+	return signoff.Notary{Name: name, Organisation: "team-" + name, Signing: key(name), Exchange: key(name + " x"), Witness: key(name + " w")}
+}
+
+var council = signoff.Council{Notaries: []signoff.Notary{notary("n1"), notary("n2"), notary("n3"), notary("n4")}, Faults: 1}
+
 const rules = `version: 1
 leases: {epoch: 600, lease: 21600, drainGrace: 60}
 rules:
@@ -54,7 +61,7 @@ rules:
 
 func rule(t testing.TB, action string) *policy.Bound {
 	t.Helper()
-	p, err := policy.Parse([]byte(rules))
+	p, err := policy.Parse([]byte(rules + "  - {name: notaries, action: notaries.change, quorum: {atLeast: {k: 2, roles: [research, safety]}}, expiry: 86400}\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +87,7 @@ func input(t testing.TB, action string, edit func(*signoff.Request)) display.Inp
 		Created: 1_790_000_000, Expiry: 1_790_003_600}
 	edit(r)
 	return display.Input{
-		Charter: charter, ID: digest("charter"), Request: r, Digest: digest("request"), Rule: rule(t, action),
+		Charter: charter, ID: digest("charter"), Request: r, Digest: digest("request"), Rule: rule(t, action), Council: council, Term: 1,
 		People: map[Digest]*signoff.Person{charter.People[0].ID(): &charter.People[0], charter.People[1].ID(): &charter.People[1]},
 		Objects: map[Digest]*signoff.Object{digest("object"): {Sealer: charter.People[1].ID(), Name: "model-7b", Manifest: digest("manifest"),
 			Summary: signoff.Summary{Files: 3, Bytes: 14 << 30, Tensors: 291, Parameters: 7_000_000_000, DTypes: []string{"BF16", "F32"}}},
@@ -163,6 +170,9 @@ func TestGolden(t *testing.T) {
 		}),
 		"retire": input(t, signoff.ActionRetire, func(r *signoff.Request) { r.Retire = &signoff.Retire{Node: digest("n2")} }),
 		"policy": input(t, signoff.ActionPolicyChange, func(r *signoff.Request) { r.Policy = &signoff.PolicyChange{Policy: rules} }),
+		"notaries": input(t, signoff.ActionNotaries, func(r *signoff.Request) {
+			r.Notaries = &signoff.NotaryChange{Term: 1, Faults: 1, Notaries: append(slices.Clone(council.Notaries[:3]), notary("n5"))}
+		}),
 		"resume": input(t, signoff.ActionResume, func(r *signoff.Request) {
 			r.Resume = &signoff.Resume{Halts: []Digest{digest("h1"), digest("h2"), digest("gone")}}
 		}),
@@ -198,7 +208,7 @@ func checkScreen(t interface {
 }, text string, hostile ...string) {
 	t.Helper()
 	fields := map[string]bool{"": true, display.Version[:12]: true}
-	for _, f := range strings.Fields("cluster request action purpose created expires weights recipient destination effect run executable node uses output enrolment rule set files replaces stays joins leaves") {
+	for _, f := range strings.Fields("cluster request action purpose created expires weights recipient destination effect run executable node uses output enrolment rule set files replaces stays joins leaves notaries COMES GOES") {
 		fields[f] = true
 	}
 	for _, f := range []string{"asked by", "time limit", "new policy", "lifts halt", "no longer", "ends set", "tokens of"} {
@@ -245,6 +255,9 @@ func TestAttackTextOnTheScreen(t *testing.T) {
 				r.Launch.Argv, r.Launch.Env = []string{evil, "train"}, []string{evil}
 			}),
 			"policy": input(t, signoff.ActionPolicyChange, func(r *signoff.Request) { r.Policy = &signoff.PolicyChange{Policy: rules + evil} }),
+			"notaries": input(t, signoff.ActionNotaries, func(r *signoff.Request) {
+				r.Notaries = &signoff.NotaryChange{Term: 1, Faults: 1, Notaries: append(slices.Clone(council.Notaries[:3]), notary("n5"))}
+			}),
 			"resume": input(t, signoff.ActionResume, func(r *signoff.Request) { r.Resume = &signoff.Resume{Halts: []Digest{digest("h1")}} }),
 		} {
 			o := *in.Objects[digest("object")]

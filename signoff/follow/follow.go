@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 
 	"github.com/keyturn/keyturn/signoff"
@@ -108,19 +109,17 @@ func Trust(s *authority.State) (proof.Trust, error) {
 	if s.Charter == nil {
 		return proof.Trust{}, errors.New("follow: no charter yet")
 	}
-	logKey, err := s.LogKey.Ed25519()
-	if err != nil {
-		return proof.Trust{}, err
+	return TrustAt(s, math.MaxUint64)
+}
+
+// TrustAt is what a checkpoint of the given size, not above that of the state,
+// is held to.
+func TrustAt(s *authority.State, size uint64) (proof.Trust, error) {
+	w, ok := s.WatchAt(size)
+	if !ok {
+		return proof.Trust{}, errors.New("follow: no charter yet")
 	}
-	t := proof.Trust{Origin: s.Charter.Name, LogName: s.Charter.Name, LogKey: logKey, Quorum: s.Charter.Quorum()}
-	for _, n := range s.Charter.Notaries {
-		key, err := n.Witness.Ed25519()
-		if err != nil {
-			return proof.Trust{}, err
-		}
-		t.Witnesses = append(t.Witnesses, proof.Witness{Name: n.Name, Key: key})
-	}
-	return t, nil
+	return w.Trust(s.Charter.Name)
 }
 
 // Final folds up to the checkpoint in note and accepts it if it is final.

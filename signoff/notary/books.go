@@ -17,6 +17,7 @@ import (
 type signBooks struct {
 	group     *frost.Group
 	roast     *frost.Roast
+	term      uint32 // whose shares sign
 	attempt   uint32
 	faults    int
 	open      map[uint16]*frost.Session // by signer that owes a share
@@ -46,12 +47,12 @@ type signer struct {
 	public crypto.PublicKey
 }
 
-func newSignBooks(group *frost.Group, message []byte, faults int) (*signBooks, error) {
+func newSignBooks(group *frost.Group, term uint32, message []byte, faults int) (*signBooks, error) {
 	roast, err := frost.NewRoast(group, message)
 	if err != nil {
 		return nil, err
 	}
-	return &signBooks{group: group, roast: roast, attempt: 1, faults: faults, open: map[uint16]*frost.Session{},
+	return &signBooks{group: group, roast: roast, term: term, attempt: 1, faults: faults, open: map[uint16]*frost.Session{},
 		sessions: map[Digest]int{}, waiting: map[uint16]waiting{}}, nil
 }
 
@@ -76,7 +77,7 @@ func (b *signBooks) note(line []byte, charter, payload Digest, signers map[Diges
 		return
 	}
 	m, ok := doc.Doc.(*signoff.Signing)
-	if !ok || m.Charter != charter || m.Payload != payload || b.signature != nil {
+	if !ok || m.Charter != charter || m.Payload != payload || m.Term != b.term || b.signature != nil {
 		return
 	}
 	who, ok := signers[m.Notary]

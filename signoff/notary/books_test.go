@@ -90,7 +90,7 @@ func (r *ring) post(index uint16, m *signoff.Signing) []byte {
 
 func (r *ring) sit(index uint16) *seat {
 	r.t.Helper()
-	b, err := newSignBooks(r.group, r.message, 1)
+	b, err := newSignBooks(r.group, 1, r.message, 1)
 	r.must(err)
 	return &seat{ring: r, index: index, books: b}
 }
@@ -107,7 +107,7 @@ func (s *seat) commit() []byte {
 }
 
 func (s *seat) offers(attempt uint32) {
-	s.post(s.index, &signoff.Signing{Attempt: attempt, Offer: s.commit()})
+	s.post(s.index, &signoff.Signing{Term: 1, Attempt: attempt, Offer: s.commit()})
 }
 
 // reads takes the mail that came since.
@@ -127,7 +127,7 @@ func (s *seat) answers() {
 	}
 	z, err := s.shares[s.index-1].Sign(s.nonce, s.group, s.message, open.Commitments)
 	s.must(err)
-	s.post(s.index, &signoff.Signing{Attempt: s.books.attempt, Session: open.Number, List: listDigest(open.Commitments), Share: z[:], Offer: s.commit()})
+	s.post(s.index, &signoff.Signing{Term: 1, Attempt: s.books.attempt, Session: open.Number, List: listDigest(open.Commitments), Share: z[:], Offer: s.commit()})
 }
 
 func (s *seat) signed() {
@@ -162,7 +162,7 @@ func TestAttackWrongShareIsNamed(t *testing.T) {
 	two.offers(1)
 	hostile.reads()
 	open := hostile.books.openFor(4)
-	line := r.post(4, &signoff.Signing{Attempt: 1, Session: open.Number, List: listDigest(open.Commitments), Share: append([]byte{1}, make([]byte, 31)...)})
+	line := r.post(4, &signoff.Signing{Term: 1, Attempt: 1, Session: open.Number, List: listDigest(open.Commitments), Share: append([]byte{1}, make([]byte, 31)...)})
 	one.answers()
 	two.answers()
 	three.offers(1)
@@ -193,7 +193,7 @@ func TestAttackShareForAnotherList(t *testing.T) {
 	open := one.books.openFor(1)
 	list := listDigest(open.Commitments)
 	list[0] ^= 1
-	r.post(1, &signoff.Signing{Attempt: 1, Session: open.Number, List: list, Share: append([]byte{1}, make([]byte, 31)...)})
+	r.post(1, &signoff.Signing{Term: 1, Attempt: 1, Session: open.Number, List: list, Share: append([]byte{1}, make([]byte, 31)...)})
 	two.reads()
 	if c := two.books.takeCheats(); len(c) != 0 {
 		t.Fatalf("named for a list nobody has: %v", c[0].err)
@@ -209,7 +209,7 @@ func TestAttackShareForAnotherList(t *testing.T) {
 func TestAttackBadOfferWaiting(t *testing.T) {
 	r := newRing(t)
 	one, two, hostile := r.sit(1), r.sit(2), r.sit(4)
-	line := r.post(4, &signoff.Signing{Attempt: 2, Offer: hostile.commit()[:20]})
+	line := r.post(4, &signoff.Signing{Term: 1, Attempt: 2, Offer: hostile.commit()[:20]})
 	two.offers(2)
 	one.reads()
 	cheats := one.books.takeCheats()

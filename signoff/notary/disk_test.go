@@ -59,7 +59,7 @@ func TestFaultDiskFullWhileSavingShare(t *testing.T) {
 	for _, n := range c.Notaries {
 		c.StartNotary(n)
 	}
-	for !c.Logged("notary=n1", "share.sealed", "no space left") {
+	for !c.Logged("notary=n1", "save share-", "no space left") {
 		if t.Context().Err() != nil || t.Failed() {
 			t.Fatal("the notary never met the full disk")
 		}
@@ -72,8 +72,8 @@ func TestFaultDiskFullWhileSavingShare(t *testing.T) {
 			t.Error("it agreed to a key without its share on disk")
 		}
 	})
-	if _, err := os.Lstat(filepath.Join(n.Dir, "share.sealed")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("a share stands on the full disk: %v", err)
+	if files, err := filepath.Glob(filepath.Join(n.Dir, "share-*")); err != nil || len(files) > 0 {
+		t.Errorf("a share stands on the full disk: %v %v", files, err)
 	}
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 type look struct {
 	auth  *authority.Authority
 	state *authority.State
+	index uint16 // of this notary in the council in office; 0 if it is not in it
 	final uint64
 	now   time.Time
 	woken bool
@@ -35,13 +36,15 @@ func (l look) onTime() bool {
 type duty struct {
 	name string
 	plan func(look) (func(context.Context) error, error)
+	any  bool // also of a notary that is not in office, yet or any more
 }
 
 // duties goes round until ctx ends. A duty that fails is tried next time.
 func (n *Notary) duties(ctx context.Context) error {
 	list := []duty{
-		{"key generation", n.planKeygen}, {"tick", n.planTick}, {"activation", n.planActivation},
-		{"warrant", n.planSign}, {"release", n.planRelease}, {"epoch", n.planEpoch}, {"halt", n.planHalts},
+		{"joining", n.planJoining, true}, {"shares", n.planKeygen, true}, {"takeover", n.planTakeover, true}, {"erasing", n.planErase, true},
+		{"tick", n.planTick, false}, {"activation", n.planActivation, false}, {"warrant", n.planSign, false},
+		{"release", n.planRelease, true}, {"epoch", n.planEpoch, false}, {"halt", n.planHalts, false},
 	}
 	for ctx.Err() == nil {
 		for _, d := range list {
@@ -55,12 +58,11 @@ func (n *Notary) duties(ctx context.Context) error {
 }
 
 func (n *Notary) perform(ctx context.Context, d duty) error {
-	if n.store.position().Seen.Size == 0 {
-		return nil
-	}
 	var act func(context.Context) error
 	err := n.view(func(l look) (err error) {
-		if l.state.InForce {
+		// In office, nothing is done about a log that was never cosigned.
+		mine := d.any && l.index == 0 || l.index > 0 && n.store.position().Seen.Size > 0
+		if l.state.InForce && mine {
 			act, err = d.plan(l)
 		}
 		return err
@@ -74,7 +76,8 @@ func (n *Notary) perform(ctx context.Context, d duty) error {
 func (n *Notary) view(fn func(look) error) error {
 	return n.follower.View(func(a *authority.Authority, _ proof.Checkpoint, _ []byte) error {
 		n.mu.Lock()
-		l := look{auth: a, state: a.State(), final: n.finalSize, now: time.Now(), woken: time.Since(n.woken) < 10*time.Second}
+		_, index, _ := a.State().Notary(n.id)
+		l := look{auth: a, state: a.State(), index: index, final: n.finalSize, now: time.Now(), woken: time.Since(n.woken) < 10*time.Second}
 		n.mu.Unlock()
 		return fn(l)
 	})
@@ -106,11 +109,11 @@ func (n *Notary) tickDue(l look) bool {
 	if n.tickRound != s.Ticks.Round {
 		n.tickRound, n.tickSince = s.Ticks.Round, time.Time{}
 	}
-	begun := len(s.Ticks.Times) > 0
+	begun := len(s.Ticks.Times) > 0 || s.WantsDealers()
 	if begun && n.tickSince.IsZero() {
 		n.tickSince = l.now
 	}
-	turn := (uint64(n.index)+s.Ticks.Round)%uint64(len(s.Charter.Notaries)) < uint64(s.Charter.Quorum())
+	turn := (uint64(l.index)+s.Ticks.Round)%uint64(len(s.Council().Notaries)) < uint64(s.Council().Quorum())
 	age := l.now.Unix() - s.Time
 	switch {
 	case age < 0:
@@ -121,8 +124,12 @@ func (n *Notary) tickDue(l look) bool {
 	return turn && ((l.woken && age >= tickWoken) || (busy(s) && age >= tickEvery))
 }
 
-// busy reports whether something waits for time: nodes or open requests.
+// busy reports whether something waits for time: nodes, open requests or a
+// reshare.
 func busy(s *authority.State) bool {
+	if !s.Keygen.Done && s.Keygen.Term > 1 {
+		return true
+	}
 	for _, node := range s.Nodes {
 		if !node.Retired {
 			return true

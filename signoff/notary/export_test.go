@@ -3,6 +3,8 @@ package notary
 import (
 	"context"
 	"errors"
+	"fmt"
+	"path/filepath"
 	"unsafe"
 
 	"filippo.io/edwards25519"
@@ -16,7 +18,11 @@ func (n *Notary) NewOffers(ctx context.Context) ([]Digest, error) { return n.new
 // ShareForms returns what the notary's share looks like in memory: as it is
 // sealed, and as it is computed with.
 func (n *Notary) ShareForms(ctx context.Context) (map[string]secrettest.Needle, error) {
-	sealed, err := n.loadSealed(ctx, shareFile)
+	files, err := filepath.Glob(filepath.Join(n.store.dir, sharePrefix+"*"))
+	if err != nil || len(files) != 1 {
+		return nil, fmt.Errorf("share files %v: %w", files, err)
+	}
+	sealed, err := n.loadSealed(ctx, filepath.Base(files[0]))
 	if err != nil {
 		return nil, err
 	}

@@ -12,13 +12,26 @@ import (
 	"github.com/keyturn/keyturn/hsm/frost"
 	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/signoff"
-	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
 )
 
-const shareFile = "share.sealed"
+// Sealed files are named by what they belong to, so that none overwrites
+// another: an attempt may fail that this notary has already agreed to.
+const (
+	sharePrefix   = "share-"
+	dealingPrefix = "dealing-"
+	sealedSuffix  = ".sealed"
+)
 
-func dealingFile(attempt uint32) string { return fmt.Sprintf("dealing-%d.sealed", attempt) }
+func shareFile(g *frost.Group) string {
+	d := g.Digest()
+	return fmt.Sprintf("%s%x%s", sharePrefix, d[:16], sealedSuffix)
+}
+
+func dealingFile(c *frost.Ceremony) string {
+	d := c.Digest()
+	return fmt.Sprintf("%s%x%s", dealingPrefix, d[:16], sealedSuffix)
+}
 
 // sealAD binds a sealed file to the charter, the notary and its name, so that
 // a share file copied to another host or place does not open.
@@ -48,53 +61,45 @@ func (n *Notary) loadSealed(ctx context.Context, name string) ([]byte, error) {
 	return secret, nil
 }
 
-// planKeygen takes the next step of the key generation that the log lacks.
+// planKeygen takes the next step of the making of shares that the log lacks.
 func (n *Notary) planKeygen(l look) (func(context.Context) error, error) {
-	s := l.state
-	if s.Group != nil {
+	s, k := l.state, l.state.Keygen
+	if k.Done || len(s.Dealers()) == 0 || k.Term > 1 && !l.isFinal(s.Documents[k.Warrant]) {
 		return nil, nil
 	}
-	k, members := s.Keygen, len(s.Charter.Notaries)
 	ceremony, err := s.Ceremony()
 	if err != nil {
 		return nil, err
 	}
-	run := keygen{n, ceremony, s.ID, k.Attempt}
+	run := keygen{n: n, ceremony: ceremony, old: s.Group, self: l.index, charter: s.ID, term: k.Term, attempt: k.Attempt}
+	dealers := s.Dealers()
+	_, me, member := k.Members.Find(n.id)
 	switch {
-	case k.Commitments[n.id] == nil:
+	case s.Dealing(n.id) && k.Commitments[n.id] == nil:
 		return run.commit, nil
-	case len(k.Commitments) == members && k.Dealings[n.id] == nil:
-		return func(ctx context.Context) error { return run.deal(ctx, s.Charter) }, nil
-	case len(k.Dealings) == members && k.Transcripts[n.id] == nil:
+	case s.Dealing(n.id) && len(k.Commitments) == len(dealers) && k.Dealings[n.id] == nil:
+		return func(ctx context.Context) error { return run.deal(ctx, k.Members) }, nil
+	case member && len(k.Dealings) == len(dealers) && k.Transcripts[n.id] == nil:
 		round1s, _ := s.Round1s()
-		received, err := n.received(s)
-		if err != nil {
-			return nil, err
+		var received [][]byte
+		for _, y := range dealers {
+			received = append(received, k.Dealings[y.ID()].Shares[me-1])
 		}
+		run.self = me
 		digest := k.Digest(s.ID)
-		return func(ctx context.Context) error { return run.finish(ctx, s.Charter, digest, round1s, received) }, nil
+		return func(ctx context.Context) error { return run.finish(ctx, dealers, digest, round1s, received) }, nil
 	}
 	return nil, nil
-}
-
-// received collects the ciphertexts dealt to this notary, in charter order.
-func (n *Notary) received(s *authority.State) ([][]byte, error) {
-	var out [][]byte
-	for i := range s.Charter.Notaries {
-		d := s.Keygen.Dealings[s.Charter.Notaries[i].ID()]
-		if int(n.index) > len(d.Shares) {
-			return nil, fmt.Errorf("notary: %s dealt %d shares", s.Charter.Notaries[i].Name, len(d.Shares))
-		}
-		out = append(out, d.Shares[n.index-1])
-	}
-	return out, nil
 }
 
 // keygen is one attempt, as this notary takes part in it.
 type keygen struct {
 	n        *Notary
 	ceremony *frost.Ceremony
+	old      *frost.Group // reshare only
+	self     uint16       // index among those who deal, or, for finish, among those who get shares
 	charter  Digest
+	term     uint32
 	attempt  uint32
 }
 
@@ -102,7 +107,7 @@ type keygen struct {
 // disk before anything made from it is said; a notary killed in between says
 // the same again.
 func (k keygen) dealing(ctx context.Context) (*frost.Dealing, error) {
-	name := dealingFile(k.attempt)
+	name := dealingFile(k.ceremony)
 	secret, err := k.n.loadSealed(ctx, name)
 	if err != nil {
 		return nil, err
@@ -111,7 +116,7 @@ func (k keygen) dealing(ctx context.Context) (*frost.Dealing, error) {
 		defer clear(secret)
 		return k.ceremony.UnmarshalDealing(secret)
 	}
-	d, err := k.ceremony.Deal(rand.Reader, k.n.index)
+	d, err := k.fresh(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -122,6 +127,18 @@ func (k keygen) dealing(ctx context.Context) (*frost.Dealing, error) {
 	return d, k.n.saveSealed(ctx, name, secret)
 }
 
+// fresh makes the polynomial: in a reshare, of this notary's share.
+func (k keygen) fresh(ctx context.Context) (d *frost.Dealing, err error) {
+	if k.term == 1 {
+		return k.ceremony.Deal(rand.Reader, k.self)
+	}
+	err = k.n.withShare(ctx, k.old, func(share *frost.KeyShare) error {
+		d, err = k.ceremony.Redeal(rand.Reader, share)
+		return err
+	})
+	return d, err
+}
+
 func (k keygen) commit(ctx context.Context) error {
 	d, err := k.dealing(ctx)
 	if err != nil {
@@ -129,29 +146,30 @@ func (k keygen) commit(ctx context.Context) error {
 	}
 	defer d.Wipe()
 	r := d.Round1()
-	doc := &signoff.Commitment{Charter: k.charter, Notary: k.n.id, Attempt: k.attempt, Proof: r.Proof[:]}
+	doc := &signoff.Commitment{Charter: k.charter, Notary: k.n.id, Term: k.term, Attempt: k.attempt, Proof: r.Proof[:]}
 	for _, c := range r.Commitments {
 		doc.Commitments = append(doc.Commitments, bytes.Clone(c[:]))
 	}
 	return k.n.append(ctx, doc)
 }
 
-// info is the HPKE context of one sub-share.
+// info is the HPKE context of one sub-share. The ceremony's digest stands for
+// charter, term, attempt, dealers and numbers.
 func (k keygen) info(from, to uint16) []byte {
-	d := dsse.Sum("keyturn/dkg-share/v1", k.charter[:], fmt.Append(nil, k.attempt), fmt.Append(nil, from), fmt.Append(nil, to))
+	c := k.ceremony.Digest()
+	d := dsse.Sum("keyturn/dkg-share/v1", k.charter[:], c[:], fmt.Append(nil, from), fmt.Append(nil, to))
 	return d[:]
 }
 
-func (k keygen) deal(ctx context.Context, c *signoff.Charter) error {
+func (k keygen) deal(ctx context.Context, to signoff.Council) error {
 	d, err := k.dealing(ctx)
 	if err != nil {
 		return err
 	}
 	defer d.Wipe()
-	doc := &signoff.Dealing{Charter: k.charter, Notary: k.n.id, Attempt: k.attempt}
-	for i := range c.Notaries {
-		to := uint16(i + 1)
-		sealed, err := k.seal(d, c.Notaries[i].Exchange, to)
+	doc := &signoff.Dealing{Charter: k.charter, Notary: k.n.id, Term: k.term, Attempt: k.attempt}
+	for i, y := range to.Notaries {
+		sealed, err := k.seal(d, y.Exchange, uint16(i+1))
 		if err != nil {
 			return err
 		}
@@ -174,14 +192,14 @@ func (k keygen) seal(d *frost.Dealing, to signoff.PublicKey, index uint16) ([]by
 	if err != nil {
 		return nil, err
 	}
-	return hpke.Seal(recipient, hpke.HKDFSHA256(), hpke.ChaCha20Poly1305(), k.info(k.n.index, index), share[:])
+	return hpke.Seal(recipient, hpke.HKDFSHA256(), hpke.ChaCha20Poly1305(), k.info(k.self, index), share[:])
 }
 
 // finish opens and verifies what was dealt, keeps the share under the token's
 // seal, and only then agrees. A sub-share that does not open or verify is
 // accused instead.
-func (k keygen) finish(ctx context.Context, c *signoff.Charter, transcript Digest, round1s []frost.Round1, received [][]byte) error {
-	doc := &signoff.Transcript{Charter: k.charter, Notary: k.n.id, Attempt: k.attempt, Digest: transcript}
+func (k keygen) finish(ctx context.Context, dealers []signoff.Notary, transcript Digest, round1s []frost.Round1, received [][]byte) error {
+	doc := &signoff.Transcript{Charter: k.charter, Notary: k.n.id, Term: k.term, Attempt: k.attempt, Digest: transcript}
 	group, err := k.ceremony.Group(round1s)
 	if err != nil {
 		return err
@@ -191,27 +209,23 @@ func (k keygen) finish(ctx context.Context, c *signoff.Charter, transcript Diges
 	if err != nil {
 		return err
 	}
-	subshares := make([][32]byte, len(received))
-	defer clear(subshares)
-	open := func(from uint16) ([]byte, error) {
-		return hpke.Open(private, hpke.HKDFSHA256(), hpke.ChaCha20Poly1305(), k.info(from, k.n.index), received[from-1])
-	}
-	// What this notary dealt itself must open, before and after: otherwise
-	// the own token is at fault and nobody is accused.
-	if _, err := open(k.n.index); err != nil {
+	// What is sealed here to the own key must open, before and after:
+	// otherwise the own token is at fault and nobody is accused.
+	if err := k.selfTest(private); err != nil {
 		return err
 	}
-	for i := range received {
-		from := uint16(i + 1)
-		share, err := open(from)
-		if err != nil || len(share) != 32 || k.ceremony.VerifySubshare(from, k.n.index, round1s[i], [32]byte(share)) != nil {
-			doc.Accused = append(doc.Accused, c.Notaries[i].ID())
+	subshares := make([][32]byte, len(received))
+	defer clear(subshares)
+	for i, from := range k.ceremony.Dealers() {
+		share, err := hpke.Open(private, hpke.HKDFSHA256(), hpke.ChaCha20Poly1305(), k.info(from, k.self), received[i])
+		if err != nil || len(share) != 32 || k.ceremony.VerifySubshare(from, k.self, round1s[i], [32]byte(share)) != nil {
+			doc.Accused = append(doc.Accused, dealers[i].ID())
 			continue
 		}
 		subshares[i] = [32]byte(share)
 		clear(share)
 	}
-	if _, err := open(k.n.index); err != nil {
+	if err := k.selfTest(private); err != nil {
 		return err
 	}
 	if len(doc.Accused) == 0 {
@@ -222,8 +236,19 @@ func (k keygen) finish(ctx context.Context, c *signoff.Charter, transcript Diges
 	return k.n.append(ctx, doc)
 }
 
+func (k keygen) selfTest(private hpke.PrivateKey) error {
+	sealed, err := hpke.Seal(private.PublicKey(), hpke.HKDFSHA256(), hpke.ChaCha20Poly1305(), nil, k.charter[:])
+	if err != nil {
+		return err
+	}
+	if got, err := hpke.Open(private, hpke.HKDFSHA256(), hpke.ChaCha20Poly1305(), nil, sealed); err != nil || !bytes.Equal(got, k.charter[:]) {
+		return fmt.Errorf("notary: the exchange key does not open what is sealed to it: %w", err)
+	}
+	return nil
+}
+
 func (k keygen) keep(ctx context.Context, round1s []frost.Round1, subshares [][32]byte) error {
-	share, _, err := k.ceremony.Finish(k.n.index, round1s, subshares)
+	share, group, err := k.ceremony.Finish(k.self, round1s, subshares)
 	if err != nil {
 		return err
 	}
@@ -233,12 +258,12 @@ func (k keygen) keep(ctx context.Context, round1s []frost.Round1, subshares [][3
 		return err
 	}
 	defer clear(secret)
-	return k.n.saveSealed(ctx, shareFile, secret)
+	return k.n.saveSealed(ctx, shareFile(group), secret)
 }
 
 // withShare unwraps this notary's share of the group key for one use.
 func (n *Notary) withShare(ctx context.Context, group *frost.Group, use func(*frost.KeyShare) error) error {
-	unsealed, err := n.loadSealed(ctx, shareFile)
+	unsealed, err := n.loadSealed(ctx, shareFile(group))
 	if err != nil {
 		return err
 	}

@@ -114,8 +114,8 @@ func (n *Notary) planEpoch(l look) (func(context.Context) error, error) {
 			return nil, nil
 		}
 	}
-	members := uint64(len(s.Charter.Notaries))
-	rank := (uint64(n.index) - 1 + members - number%members) % members
+	members := uint64(len(s.Council().Notaries))
+	rank := (uint64(l.index) - 1 + members - number%members) % members
 	if n.epochSeen != number {
 		n.epochSeen, n.epochSince = number, since
 		if number == 1 {

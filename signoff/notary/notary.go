@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -53,13 +54,13 @@ type Config struct {
 type Notary struct {
 	cfg      Config
 	id       Digest
-	index    uint16
-	name     string
 	follower *follow.Follower
 	store    *store
 
 	mu        sync.Mutex
+	name      string // as the log has it
 	finalSize uint64 // entries below it are final, and agree with the own fold
+	finalNote []byte // the checkpoint that says so
 	woken     time.Time
 
 	// The duties' own memory; only their goroutine touches it.
@@ -71,6 +72,11 @@ type Notary struct {
 	tickRound  uint64
 	tickSince  time.Time // when a tick of this round was seen first
 	enrols     map[Digest]*enrolSession
+	handover   uint32    // term whose takeover this notary waits to append
+	handSince  time.Time // since when
+	erased     Digest    // group beside whose share nothing is left on disk
+
+	passed signoff.Seen // looked at and not this notary's to cosign; only witness touches it
 
 	halts map[Digest]*signoff.Signed // seen in the mailbox, perhaps not yet in the log
 }
@@ -138,7 +144,7 @@ const lookEvery = 3 * time.Second
 func (n *Notary) witness(ctx context.Context) error {
 	again := true
 	for ctx.Err() == nil {
-		size := n.store.position().Seen.Size + 1
+		size := max(n.store.position().Seen.Size, n.passed.Size) + 1
 		if again {
 			size = 1
 		}
@@ -166,7 +172,14 @@ func (n *Notary) witness(ctx context.Context) error {
 // more from this notary: its cosignature is there or a quorum's are.
 func (n *Notary) settled(note []byte) bool {
 	c, err := proof.Unverified(note)
-	if err != nil || (signoff.Seen{Size: c.Size, Root: Digest(c.Root)}) != n.store.position().Seen {
+	if err != nil {
+		return false
+	}
+	seen := signoff.Seen{Size: c.Size, Root: Digest(c.Root)}
+	if seen == n.passed {
+		return true
+	}
+	if seen != n.store.position().Seen {
 		return false
 	}
 	if c.Size <= n.final() {
@@ -177,7 +190,7 @@ func (n *Notary) settled(note []byte) bool {
 		return false
 	}
 	for line := range bytes.Lines(note) {
-		if _, err := proof.VerifyCosignature(note, line, proof.Witness{Name: n.name, Key: key}); err == nil {
+		if _, err := proof.VerifyCosignature(note, line, proof.Witness{Name: n.myName(), Key: key}); err == nil {
 			return true
 		}
 	}
@@ -195,10 +208,15 @@ func (n *Notary) cosign(ctx context.Context, note []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := n.store.advance(signoff.Seen{Size: c.Size, Root: Digest(c.Root)}, recoveries); err != nil {
+	seen := signoff.Seen{Size: c.Size, Root: Digest(c.Root)}
+	if mine, err := n.cosigns(); err != nil || !mine {
+		n.passed = seen
 		return err
 	}
-	line, err := proof.Cosign(ctx, note, n.name, n.cfg.Witness, uint64(time.Now().Unix()))
+	if err := n.store.advance(seen, recoveries); err != nil {
+		return err
+	}
+	line, err := proof.Cosign(ctx, note, n.myName(), n.cfg.Witness, uint64(time.Now().Unix()))
 	if err != nil {
 		return err
 	}
@@ -231,27 +249,44 @@ func (n *Notary) extends(p position) (recoveries uint64, err error) {
 	return recoveries, err
 }
 
-// whoAmI finds this notary in the charter, once.
+// cosigns reports whether this notary's cosignature counts for the checkpoint
+// that was followed last. Another council's checkpoints are not its to cosign.
+func (n *Notary) cosigns() (mine bool, err error) {
+	err = n.follower.View(func(a *authority.Authority, c proof.Checkpoint, _ []byte) error {
+		w, _ := a.State().WatchAt(c.Size)
+		mine = slices.ContainsFunc(w.Councils, func(c signoff.Council) bool { _, _, ok := c.Find(n.id); return ok })
+		return nil
+	})
+	return mine, err
+}
+
+// whoAmI finds this notary in the log, once.
 func (n *Notary) whoAmI() error {
-	if n.index != 0 {
+	if n.myName() != "" {
 		return nil
 	}
 	return n.follower.View(func(a *authority.Authority, _ proof.Checkpoint, _ []byte) error {
-		me, index, ok := a.State().Notary(n.id)
+		me, ok := a.State().AnyNotary(n.id)
 		if !ok {
-			return fmt.Errorf("notary: key %s is no notary's of charter %s", n.id, n.cfg.Charter)
+			return fmt.Errorf("notary: key %s is no notary's of charter %s, and no open request brings it in", n.id, n.cfg.Charter)
 		}
 		if err := n.checkKeys(me); err != nil {
 			return err
 		}
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		n.name, n.index = me.Name, index
+		n.name = me.Name
 		return nil
 	})
 }
 
-// checkKeys refuses to start with keys that the charter does not name.
+func (n *Notary) myName() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.name
+}
+
+// checkKeys refuses to start with keys that the log does not name.
 func (n *Notary) checkKeys(me *signoff.Notary) error {
 	for _, k := range []struct {
 		use  string
@@ -263,7 +298,7 @@ func (n *Notary) checkKeys(me *signoff.Notary) error {
 			return err
 		}
 		if Digest(fp) != k.want {
-			return fmt.Errorf("notary: %s key %s is not the charter's %s", k.use, Digest(fp), k.want)
+			return fmt.Errorf("notary: %s key %s is not the one in the log, %s", k.use, Digest(fp), k.want)
 		}
 	}
 	return nil
@@ -286,7 +321,11 @@ func (n *Notary) finality(ctx context.Context) error {
 
 func (n *Notary) markFinal(note []byte) error {
 	return n.follower.View(func(a *authority.Authority, _ proof.Checkpoint, _ []byte) error {
-		trust, err := follow.Trust(a.State())
+		claimed, err := proof.Unverified(note)
+		if err != nil {
+			return err
+		}
+		trust, err := follow.TrustAt(a.State(), claimed.Size)
 		if err != nil {
 			return err
 		}
@@ -299,7 +338,9 @@ func (n *Notary) markFinal(note []byte) error {
 		}
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		n.finalSize = max(n.finalSize, c.Size)
+		if c.Size > n.finalSize {
+			n.finalSize, n.finalNote = c.Size, note
+		}
 		return nil
 	})
 }

@@ -112,7 +112,7 @@ func (n *Notary) takeAnswers(msgs [][]byte, nonce []byte, answers map[Digest]sig
 			if !ok || p.Charter != s.ID || p.Notary == n.id || !bytes.Equal(p.Answer, nonce) {
 				continue
 			}
-			y, _, ok := s.Notary(p.Notary)
+			y, _, ok := s.Notary(p.Notary) // in office: who left or is to come saw nothing that counts
 			if !ok {
 				continue
 			}
@@ -127,7 +127,7 @@ func (n *Notary) takeAnswers(msgs [][]byte, nonce []byte, answers map[Digest]sig
 				count++
 			}
 		}
-		enough = count >= s.Charter.Quorum()-1
+		enough = count >= s.Council().Quorum()-1
 		if len(answers) > count {
 			return fmt.Errorf("notary: %d notaries are ahead of this log or on another", len(answers)-count)
 		}
@@ -174,11 +174,11 @@ func (n *Notary) replyAll(ctx context.Context, msgs [][]byte) {
 	}
 }
 
-// others keeps those who are notaries of the charter, as far as it is known.
+// others keeps those who are, were or become notaries, as far as the log says.
 func (n *Notary) others(asked map[Digest][]byte) (out []Digest) {
 	_ = n.follower.View(func(a *authority.Authority, _ proof.Checkpoint, _ []byte) error {
 		for id := range asked {
-			if _, _, ok := a.State().Notary(id); ok {
+			if _, ok := a.State().AnyNotary(id); ok {
 				out = append(out, id)
 			}
 		}

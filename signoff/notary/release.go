@@ -18,6 +18,7 @@ import (
 type dueRelease struct {
 	warrant, claim, request Digest
 	object                  *authority.Object
+	index                   uint16 // of this notary's share of it
 	recipient               *ecdh.PublicKey
 }
 
@@ -94,8 +95,9 @@ func (n *Notary) due(l look, r *authority.Request, warrant, claim Digest, object
 		done := slices.ContainsFunc(l.state.Releases[key], func(x *signoff.Release) bool {
 			return x.Notary == n.id && x.Share.Object == object
 		})
-		if !done {
-			d := dueRelease{warrant, claim, r.ID, l.state.Objects[object], to}
+		o := l.state.Objects[object]
+		if _, index, ok := l.state.Holder(object, n.id); ok && !done {
+			d := dueRelease{warrant, claim, r.ID, o, index, to}
 			return func(ctx context.Context) error { return n.release(ctx, d) }
 		}
 	}
@@ -129,7 +131,7 @@ func (n *Notary) release(ctx context.Context, d dueRelease) error {
 	if err != nil {
 		return err
 	}
-	where := lockbox.Context{Charter: n.cfg.Charter, Object: d.object.ID, Side: lockbox.Machines, Epoch: d.object.Machines.Epoch, Index: n.index, Holder: holder}
+	where := lockbox.Context{Charter: n.cfg.Charter, Object: d.object.ID, Side: lockbox.Machines, Epoch: d.object.Machines.Epoch, Index: d.index, Holder: holder}
 	share, err := lockbox.OpenShare(ctx, id, where, sharing, deal)
 	if err != nil {
 		return err
@@ -144,5 +146,5 @@ func (n *Notary) release(ctx context.Context, d dueRelease) error {
 		return err
 	}
 	return n.append(ctx, &signoff.Release{Charter: n.cfg.Charter, Notary: n.id, Warrant: d.warrant, Claim: d.claim,
-		Share: signoff.Share{Object: d.object.ID, Epoch: d.object.Machines.Epoch, Index: n.index, Recipient: to.ID(), Sealed: sealed}})
+		Share: signoff.Share{Object: d.object.ID, Epoch: d.object.Machines.Epoch, Index: d.index, Recipient: to.ID(), Sealed: sealed}})
 }

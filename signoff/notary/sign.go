@@ -24,6 +24,7 @@ const patience = 3 * time.Second
 // finish the signature and append the warrant. Nonces are here, in memory,
 // and nowhere else.
 type signSession struct {
+	index   uint16 // this notary's, in the term whose shares sign
 	request Digest
 	payload []byte
 	message []byte // what is signed: the PAE of the payload
@@ -42,11 +43,12 @@ const handIn = 300 * time.Millisecond
 
 func (n *Notary) newSession(request Digest, payload []byte, l look) (*signSession, error) {
 	message := dsse.PAE(payload)
-	books, err := newSignBooks(l.state.Group, message, l.state.Charter.Faults)
+	term := l.state.Term()
+	books, err := newSignBooks(l.state.Group, term.Number, message, term.Council.Faults)
 	if err != nil {
 		return nil, err
 	}
-	return &signSession{request: request, payload: payload, message: message, group: l.state.Group, books: books,
+	return &signSession{index: l.index, request: request, payload: payload, message: message, group: l.state.Group, books: books,
 		box: api.NewReader(api.TopicSign(sha256.Sum256(payload))), nonces: map[int]*frost.Nonce{}, began: l.now}, nil
 }
 
@@ -66,14 +68,13 @@ func (n *Notary) planSign(l look) (func(context.Context) error, error) {
 		}
 	}
 	for id, s := range n.signing {
-		if _, ok := want[id]; !ok {
+		if _, ok := want[id]; !ok || s.books.term != l.state.Term().Number {
 			s.discard()
 			delete(n.signing, id)
 		}
 	}
 	signers := map[Digest]signer{}
-	for i := range l.state.Charter.Notaries {
-		y := &l.state.Charter.Notaries[i]
+	for i, y := range l.state.Council().Notaries {
 		pub, err := y.Signing.Public()
 		if err != nil {
 			return nil, err
@@ -126,12 +127,12 @@ func (n *Notary) advance(ctx context.Context, s *signSession, signers map[Digest
 		if s.done.IsZero() {
 			s.done = time.Now()
 		}
-		if time.Since(s.done) < time.Duration(n.index-1)*handIn {
+		if time.Since(s.done) < time.Duration(s.index-1)*handIn {
 			return nil
 		}
 		return n.appendWarrant(ctx, s, *sig)
 	}
-	if open := s.books.openFor(n.index); open != nil {
+	if open := s.books.openFor(s.index); open != nil {
 		return n.answer(ctx, s, open)
 	}
 	switch attempt := s.books.attempt; {
@@ -198,7 +199,7 @@ func (n *Notary) answer(ctx context.Context, s *signSession, open *frost.Session
 }
 
 func (n *Notary) post(ctx context.Context, s *signSession, m *signoff.Signing) error {
-	m.Charter, m.Notary, m.Payload = n.cfg.Charter, n.id, sha256.Sum256(s.payload)
+	m.Charter, m.Notary, m.Payload, m.Term = n.cfg.Charter, n.id, sha256.Sum256(s.payload), s.books.term
 	doc, err := signoff.Sign(ctx, n.cfg.Signing, m)
 	if err != nil {
 		return err

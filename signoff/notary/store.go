@@ -166,11 +166,7 @@ func (s *store) write(name string, data []byte) (err error) {
 	if err = os.Rename(tmp.Name(), filepath.Join(s.dir, name)); err != nil {
 		return err
 	}
-	d, err := os.Open(s.dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return s.sync()
 }
 
 // read returns a file's bytes, nil if there is none.
@@ -183,4 +179,29 @@ func (s *store) read(name string) ([]byte, error) {
 		return nil, fmt.Errorf("notary: %w", err)
 	}
 	return b, nil
+}
+
+// erase removes files of the directory that keep says are not to stay.
+func (s *store) erase(keep func(name string) bool) error {
+	files, err := os.ReadDir(s.dir)
+	if err != nil {
+		return fmt.Errorf("notary: %w", err)
+	}
+	for _, f := range files {
+		if keep(f.Name()) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(s.dir, f.Name())); err != nil {
+			return fmt.Errorf("notary: erase: %w", err)
+		}
+	}
+	return s.sync()
+}
+
+func (s *store) sync() error {
+	d, err := os.Open(s.dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/mod/sumdb/note"
 )
@@ -18,6 +19,31 @@ type Trust struct {
 	LogKey    ed25519.PublicKey // key of the log
 	Witnesses []Witness         // notaries, and others whose cosignatures count
 	Quorum    int               // how many witnesses make a checkpoint final; 0 or less refuses
+	Also      []Cosigners       // whose quorums are needed besides, while one council hands over to another
+}
+
+// Cosigners are witnesses that count among themselves.
+type Cosigners struct {
+	Witnesses []Witness
+	Quorum    int
+}
+
+// cosigners are all groups of which each has to reach its quorum.
+func (t Trust) cosigners() []Cosigners {
+	return append([]Cosigners{{t.Witnesses, t.Quorum}}, t.Also...)
+}
+
+// All returns every witness of t, one that is in two groups once.
+func (t Trust) All() []Witness {
+	var out []Witness
+	for _, g := range t.cosigners() {
+		for _, w := range g.Witnesses {
+			if !slices.ContainsFunc(out, func(o Witness) bool { return o.Name == w.Name && o.Key.Equal(w.Key) }) {
+				out = append(out, w)
+			}
+		}
+	}
+	return out
 }
 
 // A Witness is one key whose cosignatures count.
@@ -39,6 +65,19 @@ type Cosignature struct {
 // witnesses that share a name or a key only the first that signed is returned,
 // and none that shares the log's key.
 func Open(signed []byte, t Trust) (Checkpoint, []Cosignature, error) {
+	c, valid, err := open(signed, t)
+	if err != nil {
+		return Checkpoint{}, nil, err
+	}
+	sigs, err := t.count(t.All(), valid)
+	if err != nil {
+		return Checkpoint{}, nil, err
+	}
+	return c, sigs, nil
+}
+
+// open returns the checkpoint and every signature of a known key over it.
+func open(signed []byte, t Trust) (Checkpoint, map[keyID]note.Signature, error) {
 	known, err := t.verifiers()
 	if err != nil {
 		return Checkpoint{}, nil, err
@@ -61,11 +100,7 @@ func Open(signed []byte, t Trust) (Checkpoint, []Cosignature, error) {
 	if _, ok := valid[keyID{t.LogName, keyHash(t.LogName, algEd25519, t.LogKey)}]; !ok {
 		return Checkpoint{}, nil, fmt.Errorf("proof: the checkpoint is not signed by the log key of %q", t.LogName)
 	}
-	sigs, err := t.count(valid)
-	if err != nil {
-		return Checkpoint{}, nil, err
-	}
-	return c, sigs, nil
+	return c, valid, nil
 }
 
 // ErrNotFinal means that the log signed the checkpoint and that too few
@@ -73,28 +108,37 @@ func Open(signed []byte, t Trust) (Checkpoint, []Cosignature, error) {
 var ErrNotFinal = errors.New("not final")
 
 // OpenFinal is Open for a checkpoint on which something may be decided: at
-// least t.Quorum distinct witnesses cosigned it, otherwise the error is
-// [ErrNotFinal].
+// least t.Quorum distinct witnesses cosigned it, and of each group in t.Also
+// its quorum did; otherwise the error is [ErrNotFinal].
 func OpenFinal(signed []byte, t Trust) (Checkpoint, []Cosignature, error) {
-	if t.Quorum <= 0 || t.Quorum > len(t.Witnesses) {
-		return Checkpoint{}, nil, fmt.Errorf("proof: a quorum of %d among %d witnesses makes nothing final", t.Quorum, len(t.Witnesses))
+	for _, g := range t.cosigners() {
+		if g.Quorum <= 0 || g.Quorum > len(g.Witnesses) {
+			return Checkpoint{}, nil, fmt.Errorf("proof: a quorum of %d among %d witnesses makes nothing final", g.Quorum, len(g.Witnesses))
+		}
 	}
-	c, sigs, err := Open(signed, t)
+	c, valid, err := open(signed, t)
 	if err != nil {
 		return Checkpoint{}, nil, err
 	}
-	if len(sigs) < t.Quorum {
-		return Checkpoint{}, nil, fmt.Errorf("proof: checkpoint %d has %d of the %d cosignatures it needs: %w", c.Size, len(sigs), t.Quorum, ErrNotFinal)
+	for _, g := range t.cosigners() {
+		of, err := t.count(g.Witnesses, valid)
+		if err != nil {
+			return Checkpoint{}, nil, err
+		}
+		if n := len(of); n < g.Quorum {
+			return Checkpoint{}, nil, fmt.Errorf("proof: checkpoint %d has %d of the %d cosignatures it needs: %w", c.Size, n, g.Quorum, ErrNotFinal)
+		}
 	}
-	return c, sigs, nil
+	sigs, err := t.count(t.All(), valid)
+	return c, sigs, err
 }
 
 // count returns the cosignatures among the valid signatures, each witness once,
 // whatever the list repeats.
-func (t Trust) count(valid map[keyID]note.Signature) ([]Cosignature, error) {
+func (t Trust) count(witnesses []Witness, valid map[keyID]note.Signature) ([]Cosignature, error) {
 	names, keys := map[string]bool{}, map[string]bool{string(t.LogKey): true}
 	var sigs []Cosignature
-	for _, w := range t.Witnesses {
+	for _, w := range witnesses {
 		s, ok := valid[keyID{w.Name, keyHash(w.Name, algCosignature, w.Key)}]
 		if !ok || names[w.Name] || keys[string(w.Key)] {
 			continue
@@ -136,7 +180,7 @@ func (t Trust) verifiers() (known, error) {
 		return nil, err
 	}
 	k := known{{v.name, v.hash}: v}
-	for _, w := range t.Witnesses {
+	for _, w := range t.All() {
 		v, err := newVerifier(w.Name, algCosignature, w.Key)
 		if err != nil {
 			return nil, err

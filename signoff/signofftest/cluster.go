@@ -72,6 +72,10 @@ rules:
     quorum: {atLeast: {k: 3, roles: [security, research, leadership, safety]}}
     veto: [safety]
     expiry: 86400
+  - name: change-notaries
+    action: notaries.change
+    quorum: {atLeast: {k: 3, roles: [security, research, leadership, safety]}}
+    expiry: 86400
   - name: anyone-may-halt
     action: halt
     quorum: {atLeast: {k: 1, roles: [security, research, leadership, safety]}}
@@ -214,14 +218,30 @@ func (c *Cluster) NewPerson(name, org string, roles ...string) *Person {
 }
 
 func (c *Cluster) addNotary(name string) {
+	n := c.NewNotary(name)
+	c.Notaries = append(c.Notaries, n)
+	c.Charter.Notaries = append(c.Charter.Notaries, n.Doc)
+}
+
+// NewNotary makes the keys of a notary that the charter does not name.
+func (c *Cluster) NewNotary(name string) *Notary {
+	c.T.Helper()
 	n := &Notary{Name: name, Dir: filepath.Join(c.Dir, name), Signing: c.key(name, hsm.KindP256), Exchange: c.exchange(name + "-x"), Witness: c.key(name+"-w", hsm.KindEd25519)}
 	c.generate(name+"-s", hsm.KindSeal)
 	sealer, err := file.OpenSealer(c.uri(name + "-s"))
 	c.must(err)
 	n.Sealer = sealer
 	n.Doc = signoff.Notary{Name: name, Organisation: "org-" + name, Signing: c.public(n.Signing.Public()), Exchange: c.public(n.Exchange.PublicKey()), Witness: c.public(n.Witness.Public())}
-	c.Notaries = append(c.Notaries, n)
-	c.Charter.Notaries = append(c.Charter.Notaries, n.Doc)
+	return n
+}
+
+// Newcomer is a notary to be, with its directory made.
+func (c *Cluster) Newcomer(name string) *Notary {
+	c.T.Helper()
+	n := c.NewNotary(name)
+	c.must(notary.Init(n.Dir, c.ID))
+	n.Wire = c.NewWire(c.Host)
+	return n
 }
 
 // found signs the charter and everybody's acceptance of it.

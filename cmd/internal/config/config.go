@@ -6,6 +6,7 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -43,8 +44,11 @@ type Person struct {
 // Notary is the file of keyturn-notary.
 type Notary struct {
 	Cluster `mapstructure:",squash"`
-	// Name is the notary's in the charter.
+	// Name is the notary's in the charter or in Entry.
 	Name string `mapstructure:"name"`
+	// Entry is a file with the notary as a request lists it that brings it
+	// in; empty for a notary of the charter.
+	Entry string `mapstructure:"entry"`
 	// Dir keeps what must survive a restart.
 	Dir string `mapstructure:"dir"`
 	// The URIs of the notary's keys.
@@ -141,6 +145,19 @@ func (c Cluster) Anchor(file string) (*signoff.Charter, dsse.Digest, error) {
 	}
 	charter, err := ReadCharter(payload, want)
 	return charter, want, err
+}
+
+// ReadNotary reads a file with one notary, as a founding file lists it.
+func ReadNotary(file string) (*signoff.Notary, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	y := new(signoff.Notary)
+	if err := dsse.Decode(bytes.TrimSpace(b), y); err != nil {
+		return nil, fmt.Errorf("config: %s is not a notary: %w", file, err)
+	}
+	return y, nil
 }
 
 // ReadCharter parses a charter's payload and checks its digest.

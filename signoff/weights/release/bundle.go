@@ -11,6 +11,9 @@
 //	people       only if people changed: each request that did it, signed, with
 //	             its warrant, signed by the group key
 //	recovery     only if the log key was replaced: a quorum of notaries says so
+//	terms        only if the notaries changed: for each later term the request
+//	             that lists its council, the warrant that grants it, and a
+//	             checkpoint that quorums of the old and the new one cosigned
 //	object       signed by its sealer; its digest is the object id
 //	request      signed by its requester; names object and recipient's key
 //	warrant      signed by the group key for that request
@@ -50,6 +53,7 @@ type Bundle struct {
 	Transcripts []string `json:"transcripts"`
 	People      []Change `json:"people,omitempty"` // before the warrant, in the log's order
 	Recovery    string   `json:"recovery,omitempty"`
+	Terms       []Term   `json:"terms,omitempty"`
 	Object      string   `json:"object"`
 	Request     string   `json:"request"`
 	Warrant     string   `json:"warrant"`
@@ -62,6 +66,14 @@ type Bundle struct {
 type Change struct {
 	Request string `json:"request"`
 	Warrant string `json:"warrant"`
+}
+
+// A Term is what puts the council of one further term into office.
+type Term struct {
+	Request  string `json:"request"`
+	Warrant  string `json:"warrant"`
+	Takeover string `json:"takeover"`
+	Recovery string `json:"recovery,omitempty"` // of the log key, in this term
 }
 
 // Parse reads a bundle strictly. It verifies nothing.

@@ -18,6 +18,7 @@ import (
 type Release struct {
 	CharterID Digest
 	Charter   *signoff.Charter
+	Council   signoff.Council            // notaries in office when it was made
 	People    *authority.Roster          // when the warrant was issued
 	Tokens    map[Digest]authority.Owned // of people until then, by signing key
 	ObjectID  Digest
@@ -51,7 +52,7 @@ func (b *Bundle) Verify(anchor Digest) (*Release, error) {
 		what string
 		do   func() error
 	}{
-		{"charter", v.charter}, {"people", v.people}, {"object", v.object}, {"request", v.request}, {"warrant", v.warrant},
+		{"charter", v.charter}, {"group key", v.group}, {"notaries", v.terms}, {"people", v.people}, {"object", v.object}, {"request", v.request}, {"warrant", v.warrant},
 		{"proof", v.proof}, {"approvals", v.approvals}, {"releases", v.releases},
 	} {
 		if err := step.do(); err != nil {
@@ -64,7 +65,10 @@ func (b *Bundle) Verify(anchor Digest) (*Release, error) {
 // A verifier is one run of Verify. Each step relies on those before it.
 type verifier struct {
 	*Bundle
-	r *Release
+	r        *Release
+	key      crypto.PublicKey  // the group's
+	logKey   signoff.PublicKey // in force in the last term
+	councils []signoff.Council // of all terms
 }
 
 // read parses a line that must hold a document of type T of this cluster.
@@ -98,8 +102,12 @@ func (v *verifier) charter() error {
 	}
 	v.r.Charter, v.r.People = c, authority.Founders(c)
 	v.r.Tokens = v.r.People.Tokens()
+	v.logKey, v.r.Council, v.councils = c.Log, c.Council(), []signoff.Council{c.Council()}
 	return nil
 }
+
+// office is the council of the last term.
+func (v *verifier) office() signoff.Council { return v.councils[len(v.councils)-1] }
 
 // people follows who belonged from the charter to the warrant.
 func (v *verifier) people() error {
@@ -118,11 +126,7 @@ func (v *verifier) people() error {
 		if err != nil {
 			return err
 		}
-		group, err := v.group()
-		if err != nil {
-			return err
-		}
-		if err := w.Verify(group); err != nil {
+		if err := w.Verify(v.key); err != nil {
 			return err
 		}
 		if warrant.Request != s.Digest() || warrant.Action != q.Action {
@@ -152,14 +156,13 @@ func (v *verifier) person(s *signoff.Signed, id Digest) (authority.Owned, error)
 	return t, signedBy(s, t.Signing)
 }
 
-// notary is person for notaries.
-func (v *verifier) notary(s *signoff.Signed, id Digest) (*signoff.Notary, uint16, error) {
-	for i := range v.r.Charter.Notaries {
-		if n := &v.r.Charter.Notaries[i]; n.ID() == id {
-			return n, uint16(i + 1), signedBy(s, n.Signing)
-		}
+// notary is person for the notaries of one council.
+func (v *verifier) notary(c signoff.Council, s *signoff.Signed, id Digest) (*signoff.Notary, uint16, error) {
+	n, index, ok := c.Find(id)
+	if !ok {
+		return nil, 0, fmt.Errorf("%s is not a notary of its term", id)
 	}
-	return nil, 0, fmt.Errorf("%s is not a notary of the charter", id)
+	return n, index, signedBy(s, n.Signing)
 }
 
 func signedBy(s *signoff.Signed, k signoff.PublicKey) error {
@@ -182,10 +185,10 @@ func (v *verifier) object() error {
 			return err
 		}
 	}
-	c := v.r.Charter
-	if o.Lockbox.People.Threshold != c.Threshold || o.Lockbox.Machines.Threshold != c.Quorum() {
-		return fmt.Errorf("lockbox thresholds %d and %d, the charter says %d people and %d notaries",
-			o.Lockbox.People.Threshold, o.Lockbox.Machines.Threshold, c.Threshold, c.Quorum())
+	// It was sealed in one of the terms; which one, the shares show.
+	t, q := v.r.Charter.Threshold, o.Lockbox.Machines.Threshold
+	if o.Lockbox.People.Threshold != t || !slices.ContainsFunc(v.councils, func(c signoff.Council) bool { return c.Quorum() == q }) {
+		return fmt.Errorf("lockbox thresholds %d and %d, it takes %d people and %d notaries", o.Lockbox.People.Threshold, q, t, v.office().Quorum())
 	}
 	v.r.ObjectID, v.r.Object = s.Digest(), o
 	return nil
@@ -214,11 +217,7 @@ func (v *verifier) warrant() error {
 	if err != nil {
 		return err
 	}
-	group, err := v.group()
-	if err != nil {
-		return err
-	}
-	if err := s.Verify(group); err != nil {
+	if err := s.Verify(v.key); err != nil {
 		return err
 	}
 	if w.Request != v.r.RequestID || w.Action != v.r.Request.Action {
@@ -228,35 +227,96 @@ func (v *verifier) warrant() error {
 	return nil
 }
 
-// group returns the notaries' joint key: the one that every notary of the
-// charter signed as the outcome of one and the same key generation.
-func (v *verifier) group() (crypto.PublicKey, error) {
+// group takes the notaries' joint key: the one that every notary of the charter
+// signed as the outcome of one and the same key generation.
+func (v *verifier) group() error {
 	var first *signoff.Transcript
 	seen := map[Digest]bool{}
 	for _, line := range v.Transcripts {
 		s, t, err := read[*signoff.Transcript](v, line)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if _, _, err := v.notary(s, t.Notary); err != nil {
-			return nil, err
+		if _, _, err := v.notary(v.office(), s, t.Notary); err != nil {
+			return err
 		}
 		if first == nil {
 			first = t
 		}
-		if len(t.Accused) > 0 || t.Attempt != first.Attempt || t.Digest != first.Digest || !slices.Equal(t.Group, first.Group) {
-			return nil, errors.New("the notaries' transcripts do not agree on one group key")
+		if t.Term != 1 || len(t.Accused) > 0 || t.Attempt != first.Attempt || t.Digest != first.Digest || !slices.Equal(t.Group, first.Group) {
+			return errors.New("the notaries' transcripts do not agree on one group key")
 		}
 		seen[t.Notary] = true
 	}
 	if n := len(v.r.Charter.Notaries); len(seen) != n {
-		return nil, fmt.Errorf("%d notaries vouch for the group key, all %d have to", len(seen), n)
+		return fmt.Errorf("%d notaries vouch for the group key, all %d have to", len(seen), n)
 	}
-	return ed25519.PublicKey(first.Group), nil
+	v.key = ed25519.PublicKey(first.Group)
+	return nil
+}
+
+// terms follows the notaries from one term to the next, and the log key through
+// all of them.
+func (v *verifier) terms() error {
+	if err := v.recovery(v.Recovery); err != nil {
+		return err
+	}
+	for i, c := range v.Terms {
+		if err := v.term(uint32(i+2), c); err != nil {
+			return fmt.Errorf("term %d: %w", i+2, err)
+		}
+		if err := v.recovery(c.Recovery); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// term takes the council of a term, if the group granted the change to it and
+// quorums of it and of the one before stand on one checkpoint.
+func (v *verifier) term(number uint32, c Term) error {
+	asked, q, err := read[*signoff.Request](v, c.Request)
+	if err != nil {
+		return err
+	}
+	granted, w, err := read[*signoff.Warrant](v, c.Warrant)
+	if err != nil {
+		return err
+	}
+	if err := granted.Verify(v.key); err != nil {
+		return err
+	}
+	if q.Notaries == nil || q.Notaries.Term != number-1 || w.Request != asked.Digest() || w.Action != q.Action {
+		return errors.New("the warrant is not for a change of the notaries from the term before")
+	}
+	taken, err := v.r.Charter.Keys()
+	if err != nil {
+		return err
+	}
+	next := q.Notaries.Council()
+	if err := next.Follows(v.councils, !v.r.Charter.Development, taken); err != nil {
+		return err
+	}
+	_, x, err := read[*signoff.Takeover](v, c.Takeover)
+	if err != nil {
+		return err
+	}
+	if x.Term != number {
+		return fmt.Errorf("the takeover begins term %d", x.Term)
+	}
+	trust, err := v.trust(v.office(), next)
+	if err != nil {
+		return err
+	}
+	if _, _, err := proof.OpenFinal([]byte(x.Checkpoint), trust); err != nil {
+		return err
+	}
+	v.councils, v.r.Council = append(v.councils, next), next
+	return nil
 }
 
 func (v *verifier) proof() error {
-	trust, err := v.trust()
+	trust, err := v.trust(v.office())
 	if err != nil {
 		return err
 	}
@@ -268,60 +328,57 @@ func (v *verifier) proof() error {
 	return err
 }
 
-// trust is whose signatures make a checkpoint, from the charter and, if the log
-// key was replaced since, from the quorum that replaced it.
-func (v *verifier) trust() (proof.Trust, error) {
-	c := v.r.Charter
-	t := proof.Trust{Origin: c.Name, LogName: c.Name, Quorum: c.Quorum()}
-	logKey := c.Log
-	if v.Recovery != "" {
-		k, err := v.recovery()
-		if err != nil {
-			return t, fmt.Errorf("recovery: %w", err)
-		}
-		logKey = k
-	}
-	var err error
-	if t.LogKey, err = logKey.Ed25519(); err != nil {
-		return t, err
-	}
-	for _, n := range c.Notaries {
-		key, err := n.Witness.Ed25519()
-		if err != nil {
-			return t, err
-		}
-		t.Witnesses = append(t.Witnesses, proof.Witness{Name: n.Name, Key: key})
-	}
-	return t, nil
+// trust is whose signatures make a checkpoint: the log key in force and quorums
+// of the councils.
+func (v *verifier) trust(councils ...signoff.Council) (proof.Trust, error) {
+	return proof.TrustIn(v.r.Charter.Name, v.logKey, councils...)
 }
 
-// recovery returns the log key that a quorum of notaries put in place.
-func (v *verifier) recovery() (signoff.PublicKey, error) {
-	s, x, err := read[*signoff.Recovery](v, v.Recovery)
+// recovery takes the log key that a quorum of the notaries in office put in
+// place, if there is such an entry.
+func (v *verifier) recovery(line string) error {
+	if line == "" {
+		return nil
+	}
+	s, x, err := read[*signoff.Recovery](v, line)
 	if err != nil {
-		return signoff.PublicKey{}, err
+		return fmt.Errorf("recovery: %w", err)
 	}
-	if _, _, err := v.notary(s, s.Hint); err != nil {
-		return signoff.PublicKey{}, err
+	if _, _, err := v.notary(v.office(), s, s.Hint); err != nil {
+		return fmt.Errorf("recovery: %w", err)
 	}
+	stated, err := v.stated(x)
+	if err != nil {
+		return fmt.Errorf("recovery: %w", err)
+	}
+	if q := v.office().Quorum(); stated < q {
+		return fmt.Errorf("recovery: %d notaries stated their position, want %d", stated, q)
+	}
+	v.logKey = x.Log
+	return nil
+}
+
+// stated counts the notaries in office that mean this log key. While they hand
+// over, the positions are also of those to come, which do not count here.
+func (v *verifier) stated(x *signoff.Recovery) (int, error) {
 	want, stated := x.Log.Fingerprint(), map[Digest]bool{}
 	for _, line := range x.Positions {
 		s, p, err := read[*signoff.Position](v, line)
 		if err != nil {
-			return signoff.PublicKey{}, err
+			return 0, err
 		}
-		if _, _, err := v.notary(s, p.Notary); err != nil {
-			return signoff.PublicKey{}, err
+		if _, _, ok := v.office().Find(p.Notary); !ok {
+			continue
+		}
+		if _, _, err := v.notary(v.office(), s, p.Notary); err != nil {
+			return 0, err
 		}
 		if !slices.Equal(p.Answer, want[:]) {
-			return signoff.PublicKey{}, fmt.Errorf("notary %s stated its position for another log key", p.Notary)
+			return 0, fmt.Errorf("notary %s stated its position for another log key", p.Notary)
 		}
 		stated[p.Notary] = true
 	}
-	if q := v.r.Charter.Quorum(); len(stated) < q {
-		return signoff.PublicKey{}, fmt.Errorf("%d notaries stated their position, want %d", len(stated), q)
-	}
-	return x.Log, nil
+	return len(stated), nil
 }
 
 // approvals wants every approval that the warrant counts. Others of the same
@@ -378,7 +435,7 @@ func (v *verifier) releases() error {
 		if err != nil {
 			return err
 		}
-		n, index, err := v.notary(s, x.Notary)
+		n, index, err := v.holder(s, x)
 		if err != nil {
 			return err
 		}
@@ -395,10 +452,22 @@ func (v *verifier) releases() error {
 		}
 		v.r.machines = append(v.r.machines, share)
 	}
-	if q := v.r.Charter.Quorum(); len(seen) < q {
+	if q := v.r.Object.Lockbox.Machines.Threshold; len(seen) < q {
 		return fmt.Errorf("%d notaries' shares, it takes %d", len(seen), q)
 	}
 	return nil
+}
+
+// holder finds the notary in a term in which it had the share's index. What
+// the share is worth shows when it is opened: it is sealed for this index and
+// this notary, and the object commits to it.
+func (v *verifier) holder(s *signoff.Signed, x *signoff.Release) (*signoff.Notary, uint16, error) {
+	for _, c := range v.councils {
+		if n, index, ok := c.Find(x.Notary); ok && index == x.Share.Index {
+			return n, index, signedBy(s, n.Signing)
+		}
+	}
+	return nil, 0, fmt.Errorf("%s is not a notary that held share %d", x.Notary, x.Share.Index)
 }
 
 // share builds the context of the one share that a holder sealed to the

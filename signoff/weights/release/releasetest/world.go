@@ -246,7 +246,7 @@ func (w *World) Transcript(i int, group hsm.Key) *signoff.Signed {
 	raw, err := spki.Ed25519()
 	w.must(err)
 	n := w.Notaries[i]
-	return w.By(n.Signing, &signoff.Transcript{Charter: w.ID, Notary: n.Doc.ID(), Attempt: 1, Digest: rule, Group: raw})
+	return w.By(n.Signing, &signoff.Transcript{Charter: w.ID, Notary: n.Doc.ID(), Term: 1, Attempt: 1, Digest: rule, Group: raw})
 }
 
 // Prove puts the line into a log of a few entries and has it cosigned by the
