@@ -77,7 +77,7 @@ whether files came over whole; this tells whether they are what was sealed.`,
 			if (manifest == "") == (sealed == "") {
 				return usage(errors.New("give either --manifest FILE or --sealed DIR.sealed"))
 			}
-			m, err := a.manifest(trust, manifest, sealed)
+			m, err := a.manifest(cmd.Context(), trust, manifest, sealed)
 			if err != nil {
 				return err
 			}
@@ -99,7 +99,7 @@ whether files came over whole; this tells whether they are what was sealed.`,
 	return cmd
 }
 
-func (a *app) manifest(trust trustFlags, file, sealed string) (*weights.Manifest, error) {
+func (a *app) manifest(ctx context.Context, trust trustFlags, file, sealed string) (*weights.Manifest, error) {
 	t, err := trust.trusted(a, sealed)
 	if err != nil {
 		return nil, err
@@ -111,7 +111,30 @@ func (a *app) manifest(trust trustFlags, file, sealed string) (*weights.Manifest
 	if err != nil {
 		return nil, err
 	}
-	return d.manifest, nil
+	return d.manifest, a.vouched(ctx, trust, d)
+}
+
+// vouched refuses a snapshot unless its id comes from where its sealer's key is
+// known: from the log, or from a release, which people approved.
+func (a *app) vouched(ctx context.Context, trust trustFlags, d *sealedDir) error {
+	if d.object.Claim.IsZero() {
+		return nil
+	}
+	if trust.anchor != "" {
+		r, err := trust.bundle(a, d.path)
+		if err == nil && r.ObjectID != d.objectID {
+			err = fmt.Errorf("%s is object %s, the release is of %s", d.path, d.objectID, r.ObjectID)
+		}
+		return err
+	}
+	if err := a.sync(ctx, 1); err != nil {
+		return err
+	}
+	known, _, err := a.dealt(d.objectID)
+	if err == nil && !known {
+		err = ui.WithHint(fmt.Errorf("%s says that it is a snapshot, object %s, and the log has no such object", d.path, d.objectID), "only the log vouches for what a node sealed")
+	}
+	return err
 }
 
 func openCmd(a *app) *cobra.Command {

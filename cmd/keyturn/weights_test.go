@@ -331,6 +331,26 @@ func TestAttackSealedDirectory(t *testing.T) {
 	swapFile("model.safetensors.age")
 }
 
+// Nobody's key stands behind a snapshot but the log: a directory that only says
+// that it is one does not make plaintext what was signed.
+func TestAttackPretendedSnapshot(t *testing.T) {
+	d := newDesk(t)
+	d.seal("erin", "one")
+	d.does("carol", "", "weights", "verify", d.path("one"), "--sealed", d.path("one.sealed"))
+	line, err := os.ReadFile(d.path("one.sealed", objectFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	real, err := signoff.ReadLine(bytes.TrimSuffix(line, []byte("\n")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged := *real.Doc.(*signoff.Object)
+	forged.Sealer, forged.Claim = dsse.Digest{1}, dsse.Digest{2}
+	d.write("one.sealed/"+objectFile, append(d.Sign("bob", &forged).Line(), '\n'))
+	d.refused("the log has no such object", "carol", "weights", "verify", d.path("one"), "--sealed", d.path("one.sealed"))
+}
+
 // An export that a halt stands against does not happen, warrant or not; with
 // the notaries away it is not final, and says so by its exit code.
 func TestExportStopsForHaltAndMissingNotaries(t *testing.T) {
