@@ -105,11 +105,11 @@ func ParsePublic(b []byte) (*Public, error) {
 	return p, nil
 }
 
-// readSymmetric passes over a TPMT_SYM_DEF_OBJECT: none, or a block cipher.
+// readSymmetric passes over a TPMT_SYM_DEF_OBJECT: none, or AES.
 func readSymmetric(c *cursor) {
 	switch alg := c.u16(); alg {
 	case algNull:
-	case algAES, algSM4, algCamellia:
+	case algAES:
 		c.next(4) // key bits, mode
 	default:
 		c.fail("symmetric algorithm 0x%04x is not known", alg)

@@ -34,8 +34,6 @@ const (
 	algKDF1b  uint16 = 0x0022
 	algECC    uint16 = 0x0023
 
-	algCamellia uint16 = 0x0026
-
 	curveP256 uint16 = 0x0003
 	curveP384 uint16 = 0x0004
 

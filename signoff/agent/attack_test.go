@@ -248,6 +248,7 @@ func TestAttackReleaseAskedBeforeFinal(t *testing.T) {
 	}
 	cancel()
 	r.end()
+	w.until("the agent to see that nobody asks any more", func() bool { return len(m.status().Runs) == 0 })
 	for _, n := range w.Notaries[2:] {
 		w.StartNotary(n)
 	}
