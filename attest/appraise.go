@@ -300,19 +300,23 @@ func (l *listed) allowed(r reference) (*Measured, *refusal) {
 	if l.no != nil {
 		return nil, l.no
 	}
-	if l.ev.IMAFrom > 0 && l.before.Rules != r.rules {
+	rules := r.files()
+	if rules.err != nil {
+		return nil, refuse("adopt a set whose rules can be read", "reference set %s version %d: %w", r.Name, r.Version, rules.err)
+	}
+	if l.ev.IMAFrom > 0 && l.before.Rules != rules.digest {
 		return nil, refuse("let the agent send the whole list", "reference set %s version %d did not judge what is before byte %d of the measurement list", r.Name, r.Version, l.ev.IMAFrom)
 	}
 	entries := l.entries
 	if l.ev.IMAFrom == 0 {
 		entries = entries[1:] // the boot_aggregate, which was checked
 	}
-	if err := r.files.Check(entries); err != nil {
+	if err := rules.judge.Check(entries); err != nil {
 		return nil, refuse("find out why the node uses this file; reinstall it, or adopt a set that allows the file and boot the node again",
 			"reference set %s version %d: %w", r.Name, r.Version, err)
 	}
 	m := *l.now
-	m.Rules = r.rules
+	m.Rules = rules.digest
 	return &m, nil
 }
 

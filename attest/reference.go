@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/go-json-experiment/json"
 
@@ -60,16 +61,22 @@ func (r *ReferenceSet) Marshal() ([]byte, error) {
 // firmware that was never extended: that is what a machine without measured boot
 // shows. In PCR 8 to 15 zeros say that nothing was added to what was booted.
 func (r *ReferenceSet) Validate() error {
-	if !printableASCII(r.Name) || strings.TrimSpace(r.Name) != r.Name {
-		return fmt.Errorf("attest: reference set name %q is not printable ASCII of 1 to 128 characters", r.Name)
+	err := r.sound()
+	if err == nil && r.IMA != nil {
+		_, err = ima.NewJudge(*r.IMA, nil)
 	}
-	if err := r.validate(); err != nil {
+	if err != nil {
 		return fmt.Errorf("attest: reference set %q version %d: %w", r.Name, r.Version, err)
 	}
 	return nil
 }
 
-func (r *ReferenceSet) validate() error {
+// sound is Validate without the rules for files, of which there may be many: they
+// are compiled where a node is judged by them.
+func (r *ReferenceSet) sound() error {
+	if !printableASCII(r.Name) || strings.TrimSpace(r.Name) != r.Name {
+		return errors.New("the name is not printable ASCII of 1 to 128 characters")
+	}
 	if r.Version == 0 {
 		return errors.New("versions count from 1")
 	}
@@ -94,11 +101,6 @@ func (r *ReferenceSet) validate() error {
 			return fmt.Errorf("PCR %d may be all zeros: nothing would have been measured", pcr)
 		}
 	}
-	if r.IMA != nil {
-		if _, err := ima.NewJudge(*r.IMA, nil); err != nil {
-			return err
-		}
-	}
 	return nil
 }
 
@@ -111,7 +113,7 @@ func (r *ReferenceSet) begun(now int64) bool { return now > 0 && r.NotBefore <= 
 // still keeps older ones out, so that no end brings back what was replaced. By
 // name, newest first.
 func Newest(sets []*ReferenceSet, now int64) []*ReferenceSet {
-	valid := slices.DeleteFunc(slices.Clone(sets), func(r *ReferenceSet) bool { return r == nil || r.Validate() != nil })
+	valid := slices.DeleteFunc(slices.Clone(sets), func(r *ReferenceSet) bool { return r == nil || r.sound() != nil })
 	slices.SortStableFunc(valid, func(a, b *ReferenceSet) int {
 		if c := strings.Compare(a.Name, b.Name); c != 0 {
 			return c
@@ -140,9 +142,25 @@ type References struct{ sets, ended []reference }
 
 type reference struct {
 	*ReferenceSet
-	pcrs  []int      // that it judges, ascending
-	files *ima.Judge // nil: PCR 10 is passed over
-	rules Digest     // of the rules for files
+	pcrs  []int            // that it judges, ascending
+	files func() fileRules // nil: PCR 10 is passed over
+}
+
+// fileRules are a set's rules for files, compiled when they are asked for first.
+type fileRules struct {
+	judge  *ima.Judge
+	digest Digest
+	err    error // nothing passes
+}
+
+func compileRules(r ima.Rules) (c fileRules) {
+	text, err := json.Marshal(r, json.Deterministic(true))
+	if err == nil {
+		c.digest = sha256.Sum256(text)
+		c.judge, err = ima.NewJudge(r, nil)
+	}
+	c.err = err
+	return c
 }
 
 // NewReferences takes the sets that count at the time given (Unix seconds).
@@ -150,19 +168,14 @@ func NewReferences(sets []*ReferenceSet, now int64) *References {
 	refs := &References{}
 	current := Current(sets, now)
 	for _, r := range sets {
-		if r != nil && r.Validate() == nil && r.begun(now) && !slices.Contains(current, r) {
+		if r != nil && r.sound() == nil && r.begun(now) && !slices.Contains(current, r) {
 			refs.ended = append(refs.ended, reference{ReferenceSet: r, pcrs: slices.Sorted(maps.Keys(r.PCRs))})
 		}
 	}
 	for _, r := range current {
 		c := reference{ReferenceSet: r, pcrs: slices.Sorted(maps.Keys(r.PCRs))}
 		if r.IMA != nil {
-			judge, err := ima.NewJudge(*r.IMA, nil)
-			rules, err2 := json.Marshal(r.IMA, json.Deterministic(true))
-			if errors.Join(err, err2) != nil {
-				continue // Current admits no such set
-			}
-			c.files, c.rules = judge, sha256.Sum256(rules)
+			c.files = sync.OnceValue(func() fileRules { return compileRules(*r.IMA) })
 		}
 		refs.sets = append(refs.sets, c)
 	}
@@ -191,7 +204,7 @@ func (refs *References) Selection(policy []int) []int {
 func (refs *References) WantIMA(before *Measured) (list, onlyNew bool) {
 	for _, r := range refs.sets {
 		list = list || r.files != nil
-		onlyNew = onlyNew || r.files != nil && before != nil && r.rules == before.Rules
+		onlyNew = onlyNew || r.files != nil && before != nil && r.files().digest == before.Rules
 	}
 	return list, onlyNew
 }

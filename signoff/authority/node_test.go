@@ -535,6 +535,25 @@ func TestAttackEvidenceFromBeforeTheClaim(t *testing.T) {
 	}
 }
 
+// A change of reference sets asks for a new answer, which may be about more PCRs.
+// The old one is no second piece of evidence beside it.
+func TestAttackEvidenceFromBeforeAnAdoption(t *testing.T) {
+	l, ms := withNodes(t, 1)
+	m := ms[0]
+	before := m.proves(attest.DomainEpoch, Digest{}, nil)
+	floor, _ := l.state().EvidenceFloor(m.id)
+	l.adopted(kernel("another", 1, "kernel"))
+	if got, ok := l.state().EvidenceFloor(m.id); !ok || got <= floor {
+		t.Errorf("evidence must have seen %d entries, before the adoption %d", got, floor)
+	}
+	if got := m.verdict(before); got.Reason != authority.ReasonSilent {
+		t.Errorf("evidence from before the adoption counts: %s", got.Reason)
+	}
+	if got := m.verdict(before, m.proves(attest.DomainEpoch, Digest{}, nil)); got.Verdict != authority.VerdictPass {
+		t.Errorf("the node is out: %s", got.Reason)
+	}
+}
+
 // A node that is silent for an epoch is held to the clock it showed last.
 func TestAttackRollbackDuringSilence(t *testing.T) {
 	l, ms := withNodes(t, 1)
