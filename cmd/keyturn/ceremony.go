@@ -181,6 +181,9 @@ func (t *ceremonyTrust) anchors() (ceremony.Anchors, *signoff.Charter, dsse.Dige
 			return nil, nil, id, fmt.Errorf("%s is not a file of public keys by name: %w", t.people, err)
 		}
 		for name, k := range people {
+			if len(a[name]) > 0 {
+				return nil, nil, id, fmt.Errorf("%s names %s, whose keys the charter has", t.people, name)
+			}
 			a.Add(name, k.Fingerprint())
 		}
 	}
@@ -204,7 +207,7 @@ func (t *ceremonyTrust) verify(r *ceremony.Report) error {
 	if err := r.Counts(id); err != nil {
 		return err
 	}
-	if err := r.Anchor(anchors, charter == nil || charter.Development); err != nil {
+	if err := r.Anchor(anchors, charter != nil && charter.Development); err != nil {
 		return err
 	}
 	if len(r.Unknown) > 0 {
@@ -220,8 +223,8 @@ func ceremonyVerifyCmd(a *app) *cobra.Command {
 signed by the people whom the script names and by nobody else, over the text
 that script and record give; that what has to be proved was proved; and that the
 keys are those of the people: of the charter (--charter), of a list (--people),
-or of both. With a charter, the keys that the ceremony made must stand in it. A
-rehearsal is refused.`,
+or of both. With a charter, the keys that the ceremony made must stand in it; only
+a development charter takes software keys. A rehearsal is refused.`,
 		RunE: func(_ *cobra.Command, args []string) error {
 			_, r, err := readTranscript(args[0])
 			if err != nil {

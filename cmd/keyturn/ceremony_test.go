@@ -293,10 +293,14 @@ func TestCeremony(t *testing.T) {
 	if o := keyturn(t, verify...); o.code != 0 || !strings.Contains(o.out, "5 records, complete") {
 		t.Fatalf("verify: exit %d: %s", o.code, o.err)
 	}
+	people, err := os.ReadFile(h.path("people.json"))
+	h.must(err)
+	h.write("alice.json", strings.Replace(string(people), "maria", "alice", 1))
 	for _, test := range []struct{ reason, args string }{
 		{"say with --charter FILE or --people FILE", ""},
 		{"nothing says whose keys maria, wendy signed with", "--charter charter.json"},
-		{"alice is a holder, signed with key", "--people people.json"},
+		{"maria signed with a software key", "--people people.json"},
+		{"names alice, whose keys the charter has", "--charter charter.json --people alice.json"},
 	} {
 		args := []string{"ceremony", "verify", v.Path}
 		for _, w := range strings.Fields(test.args) {
@@ -854,12 +858,17 @@ func TestCeremonyInTheLog(t *testing.T) {
 	h.must(dsse.Decode([]byte(strings.TrimSpace(d.does("dave", "register", "ceremony", "register", path, "--json"))), &registered))
 	d.Sync(registered.Index + 1)
 	d.State(func(_ *authority.Authority, s *authority.State) {
-		if c := s.Ceremonies[r.Transcript]; c == nil || c.Index != registered.Index || c.Script != r.Digest {
+		if c := s.Ceremonies[r.Last()]; c == nil || c.Index != registered.Index || c.Script != r.Digest {
 			t.Errorf("the log has %+v, register answered %+v", c, registered)
 		}
 	})
 	if o := d.as("erin", "register", "ceremony", "register", path); o.code == 0 || !strings.Contains(o.err, "is registered at entry") {
 		t.Errorf("registered twice: exit %d: %s", o.code, o.err)
+	}
+
+	h.must(os.CopyFS(h.path("copy"), os.DirFS(filepath.Join(d.Dir, "log"))))
+	if o := keyturn(t, "audit", "find", h.path("copy"), "--charter", d.ID.String(), "--kind", "ceremony"); o.code != 0 || !strings.Contains(o.out, "dave") {
+		t.Errorf("audit find: exit %d: %s%s", o.code, o.out, o.err)
 	}
 
 	// A rehearsal of the same reads the same log, and stays out of it.

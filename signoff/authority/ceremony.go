@@ -7,8 +7,11 @@ import (
 	"github.com/keyturn/keyturn/signoff/ceremony"
 )
 
-// A Ceremony is a ceremony whose transcript is in the log.
+// A Ceremony is a ceremony whose transcript is in the log. Its last record
+// names it: signatures in a transcript can be altered without a key, and the
+// records that they sign cannot.
 type Ceremony struct {
+	Last       Digest `json:"last"` // record
 	Document   Digest `json:"document"`
 	Index      uint64 `json:"index"`
 	Script     Digest `json:"script"`
@@ -19,9 +22,6 @@ type Ceremony struct {
 // carried through, each of its holders signing with a key of theirs. It has no
 // effect but to stand here.
 func (d decision) ceremony(c *signoff.Ceremony) ([]change, error) {
-	if old, ok := d.state.Ceremonies[c.Transcript]; ok {
-		return nil, fmt.Errorf("transcript %s is registered at entry %d", c.Transcript, old.Index)
-	}
 	blob, err := d.blob(c.Transcript)
 	if err != nil {
 		return nil, err
@@ -29,6 +29,9 @@ func (d decision) ceremony(c *signoff.Ceremony) ([]change, error) {
 	report, err := ceremony.Parse(blob)
 	if err != nil {
 		return nil, err
+	}
+	if old, ok := d.state.Ceremonies[report.Last()]; ok {
+		return nil, fmt.Errorf("this ceremony is registered at entry %d", old.Index)
 	}
 	if report.Digest != c.Script {
 		return nil, fmt.Errorf("it names script %s, the transcript is of script %s", c.Script, report.Digest)
@@ -39,8 +42,8 @@ func (d decision) ceremony(c *signoff.Ceremony) ([]change, error) {
 	if err := report.Anchor(d.state.CeremonyAnchors(), d.state.Charter.Development); err != nil {
 		return nil, err
 	}
-	r := &Ceremony{Document: d.id, Index: d.index, Script: c.Script, Transcript: c.Transcript}
-	return []change{{key: "ceremony/" + c.Transcript.Hex(), value: r, put: func(s *State) { s.Ceremonies[r.Transcript] = r }}}, nil
+	r := &Ceremony{Last: report.Last(), Document: d.id, Index: d.index, Script: c.Script, Transcript: c.Transcript}
+	return []change{{key: "ceremony/" + r.Last.Hex(), value: r, put: func(s *State) { s.Ceremonies[r.Last] = r }}}, nil
 }
 
 // CeremonyAnchors are the keys of everybody who is or was in this cluster.

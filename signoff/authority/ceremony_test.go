@@ -1,8 +1,12 @@
 package authority_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/elliptic"
+	"encoding/asn1"
 	"fmt"
+	"math/big"
 	"strings"
 	"testing"
 
@@ -92,11 +96,38 @@ func TestCeremonyIsRegisteredOnce(t *testing.T) {
 	}
 	l.blobs.put(transcript)
 	l.takes(doc)
-	if got := l.state().Ceremonies[l.blobs.put(transcript)]; got == nil || got.Script != script || got.Document != doc.Digest() {
+	report, err := ceremony.Parse(transcript)
+	l.must(err)
+	if got := l.state().Ceremonies[report.Last()]; got == nil || got.Script != script || got.Document != doc.Digest() {
 		t.Errorf("registered %+v", got)
 	}
 	l.voids(doc, "already took effect")
 	l.voids(l.signed(l.People["alice"].Signing, &signoff.Ceremony{Charter: l.ID, Person: l.Charter.People[0].ID(), Script: script, Transcript: l.blobs.put(transcript)}), "is registered at entry")
+}
+
+// Anybody can turn an ECDSA signature into another that verifies, and so make
+// another transcript of the same ceremony.
+func TestAttackCeremonyRegisteredTwiceByMalleation(t *testing.T) {
+	l := ready(t)
+	script, transcript := l.held(ceremony.Real, l.ID, ceremony.Passed, nil)
+	l.takes(l.registers(script, transcript))
+	var x ceremony.Transcript
+	l.must(dsse.Decode(transcript, &x))
+	e, err := dsse.Parse([]byte(x.Records[0]))
+	l.must(err)
+	var sig struct{ R, S *big.Int }
+	_, err = asn1.Unmarshal(e.Sig, &sig)
+	l.must(err)
+	sig.S.Sub(elliptic.P256().Params().N, sig.S)
+	e.Sig, err = asn1.Marshal(sig)
+	l.must(err)
+	x.Records[0] = string(e.Line())
+	other, err := x.Marshal()
+	l.must(err)
+	if _, err := ceremony.Parse(other); err != nil || bytes.Equal(other, transcript) {
+		t.Fatalf("the other transcript: %v", err)
+	}
+	l.voids(l.registers(script, other), "is registered at entry")
 }
 
 // What is not a real ceremony of this charter, carried through by its people,

@@ -46,7 +46,7 @@ type State struct {
 	Halts      map[Digest]*Halt
 	Releases   map[Digest][]*signoff.Release // by claim, or by warrant for an export
 	References map[Digest]*Reference         // every set ever in force, by digest
-	Ceremonies map[Digest]*Ceremony          // by transcript
+	Ceremonies map[Digest]*Ceremony          // by last record
 	Epoch      *Epoch
 	Documents  map[Digest]uint64 // documents that took effect, with their index
 
