@@ -438,8 +438,11 @@ func keygenDone(st *authority.State) (group, transcript dsse.Digest, err error) 
 	if st.Group == nil {
 		return group, transcript, errors.New("the notaries have no group key yet")
 	}
-	for i := range st.Charter.Notaries {
-		n := &st.Charter.Notaries[i]
+	if !st.Keygen.Done {
+		return group, transcript, fmt.Errorf("the notaries are making the shares of term %d, attempt %d", st.Keygen.Term, st.Keygen.Attempt)
+	}
+	for i := range st.Keygen.Members.Notaries {
+		n := &st.Keygen.Members.Notaries[i]
 		t, ok := st.Keygen.Transcripts[n.ID()]
 		if !ok || i > 0 && t.Digest != transcript || !bytes.Equal(t.Group, st.Group.PublicKey[:]) {
 			return group, transcript, fmt.Errorf("notary %s did not agree to the transcript and group key of the others", n.Name)

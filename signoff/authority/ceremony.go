@@ -48,9 +48,14 @@ func (d decision) ceremony(c *signoff.Ceremony) ([]change, error) {
 
 // CeremonyAnchors are the keys of everybody who is or was in this cluster.
 func (s *State) CeremonyAnchors() ceremony.Anchors {
-	a := ceremony.NotaryAnchors(s.Charter)
+	a := ceremony.Anchors{}
 	for key, t := range s.Tokens {
 		a.Add(t.Name, key)
+	}
+	for key, g := range s.signers {
+		if g.notary != nil {
+			a.Add(g.notary.Name, key)
+		}
 	}
 	return a
 }

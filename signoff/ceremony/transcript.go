@@ -128,18 +128,12 @@ type Anchors map[string][]Digest
 // Add says that a key is somebody's.
 func (a Anchors) Add(name string, key Digest) { a[name] = append(a[name], key) }
 
-// NotaryAnchors are the signing keys of a charter's notaries.
-func NotaryAnchors(c *signoff.Charter) Anchors {
+// CharterAnchors are the signing keys of a charter's notaries and people.
+func CharterAnchors(c *signoff.Charter) Anchors {
 	a := Anchors{}
 	for i := range c.Notaries {
 		a.Add(c.Notaries[i].Name, c.Notaries[i].ID())
 	}
-	return a
-}
-
-// CharterAnchors are the signing keys of a charter's notaries and people.
-func CharterAnchors(c *signoff.Charter) Anchors {
-	a := NotaryAnchors(c)
 	for _, p := range c.People {
 		for _, t := range p.Tokens() {
 			a.Add(p.Name, t.ID())
@@ -165,7 +159,7 @@ func (r *Report) Anchor(a Anchors, development bool) error {
 		case !ok:
 			r.Unknown = append(r.Unknown, p.Name)
 		case !slices.Contains(want, k.Fingerprint()):
-			return fmt.Errorf("ceremony: %s signed with key %s, and is known by %v", p.Name, k.Fingerprint(), want)
+			return fmt.Errorf("ceremony: %s signed with key %s, which is not known as theirs", p.Name, k.Fingerprint())
 		}
 		if k.Class == hsm.ClassSoftware && r.Mode == Real && !development {
 			return fmt.Errorf("ceremony: %s signed with a software key, which only a development charter takes", p.Name)
