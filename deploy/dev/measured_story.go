@@ -273,7 +273,7 @@ func (s *stage) failing(ctx context.Context, step, why, changed string) error {
 	var told []string
 	for _, c := range v.Changes {
 		if !c.Gone && (c.PCR == 11 || c.PCR == 12 || strings.HasPrefix(c.Text, "secure boot")) {
-			told = append(told, strings.TrimSpace(fmt.Sprintf("PCR %d: %s %s", c.PCR, c.Text, c.Digest)))
+			told = append(told, fmt.Sprintf("PCR %d: %s", c.PCR, strings.TrimSpace(c.Text+" "+c.Digest)))
 		}
 	}
 	got := strings.Join(told, "; ")
