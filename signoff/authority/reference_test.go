@@ -161,6 +161,28 @@ func TestReferenceRequestsRefused(t *testing.T) {
 	l.voids(l.adopt("alice", kernel("rack-z", 1, "k")), "at most 16")
 }
 
+// Nobody makes everybody keep sets without end.
+func TestAttackManyAdoptions(t *testing.T) {
+	l := ready(t)
+	var open []Digest
+	for i := range 4 {
+		open = append(open, l.takes(l.adopt("alice", kernel("rack", uint64(i+1), "k"))))
+	}
+	l.voids(l.adopt("alice", kernel("rack", 9, "k")), "at most 4 may be")
+	l.takes(l.adopt("bob", kernel("rack", 9, "k")))
+	l.takes(l.decides("alice", signoff.Withdraw, open[0]))
+	if l.state().Requests[open[0]].Set != nil {
+		t.Error("the set of a request that ended is kept")
+	}
+	l.takes(l.adopt("alice", kernel("rack", 9, "k2")))
+	// One that was adopted can still be read as it was asked for.
+	l.approves(open[1], "bob", "erin")
+	l.takes(l.warrant(open[1]))
+	if text, err := l.state().Display(open[1]); err != nil || strings.Contains(text, "UNKNOWN to this log") {
+		t.Errorf("%v:\n%s", err, text)
+	}
+}
+
 // A set that is not to be had stops the fold; it makes nothing void.
 func TestReferenceBlobMissing(t *testing.T) {
 	l := ready(t)

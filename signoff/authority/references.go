@@ -15,6 +15,10 @@ import (
 // maxSet bounds the bytes of a reference set: everyone folds and keeps it.
 const maxSet = 4 << 20
 
+// maxAdoptions bounds the open requests of one person to adopt a set, which
+// everybody keeps until they end.
+const maxAdoptions = 4
+
 // maxConsulted bounds the sets that an appraisal looks at, ended ones included,
 // from which a verdict may say that the boot was good once.
 const maxConsulted = 64
@@ -140,6 +144,32 @@ func (d decision) referenceSet(a *signoff.ReferenceAdopt) (*attest.ReferenceSet,
 		return nil, fmt.Errorf("reference set %s version %d ended at %d, it is %d", set.Name, set.Version, set.NotAfter, d.state.Time)
 	}
 	return set, nil
+}
+
+// fewAdoptions refuses a person who has asked for many sets already.
+func (s *State) fewAdoptions(requester Digest) error {
+	n := 0
+	for _, r := range s.Requests {
+		if r.Doc.Adopt != nil && r.Ended == "" && r.Doc.Requester == requester {
+			n++
+		}
+	}
+	if n >= maxAdoptions {
+		return fmt.Errorf("%d requests of this person to adopt a reference set are open, at most %d may be; withdraw one", n, maxAdoptions)
+	}
+	return nil
+}
+
+// setOf is the set that the request would adopt, or has; nil for one that ended
+// without.
+func (s *State) setOf(r *Request) *attest.ReferenceSet {
+	if r.Doc.Adopt == nil || r.Set != nil {
+		return r.Set
+	}
+	if ref, ok := s.References[r.Doc.Adopt.Set]; ok {
+		return ref.Set
+	}
+	return nil
 }
 
 // adoptable refuses what would bring an old version back, and too many sets.

@@ -39,6 +39,9 @@ func (d decision) request(r *signoff.Request) ([]change, error) {
 	}
 	rec := &Request{ID: d.id, Doc: r, Index: d.index, Time: now}
 	if r.Adopt != nil {
+		if err := d.state.fewAdoptions(r.Requester); err != nil {
+			return nil, err
+		}
 		if rec.Set, err = d.referenceSet(r.Adopt); err != nil {
 			return nil, err
 		}
@@ -48,6 +51,9 @@ func (d decision) request(r *signoff.Request) ([]change, error) {
 }
 
 func putRequest(r *Request) change {
+	if r.Ended != "" {
+		r.Set = nil // it is large, and in force or of no more use
+	}
 	return change{key: "request/" + r.ID.Hex(), value: r, touches: r.ID, put: func(s *State) { s.Requests[r.ID] = r }}
 }
 
@@ -264,7 +270,7 @@ func (s *State) display(r *Request, rule *policy.Bound) string {
 			}
 		}
 	case r.Doc.Adopt != nil, r.Doc.Withdraw != nil:
-		in.Set = r.Set
+		in.Set = s.setOf(r)
 		for _, ref := range s.inForce {
 			in.InForce = append(in.InForce, display.Reference{ID: ref.ID, Set: ref.Set})
 		}
