@@ -99,7 +99,7 @@ func TestReferenceFromUKIRefusals(t *testing.T) {
 	oneLineRefusal(t, "no section .linux", "reference", "from-uki", ukiFile(t, good[1:]...))
 	oneLineRefusal(t, "no section .sdmagic", "reference", "from-uki", ukiFile(t, good[:1]...))
 	oneLineRefusal(t, "is not a file", "reference", "from-uki", t.TempDir())
-	oneLineRefusal(t, "reference set name", "reference", "from-uki", ukiFile(t, good...), "--out", out)
+	oneLineRefusal(t, "the name is not printable ASCII", "reference", "from-uki", ukiFile(t, good...), "--out", out)
 	for _, wrong := range [][]string{{"--pcrs", "7"}, {"--phase", "shutdown"}} {
 		args := append([]string{"reference", "from-uki", ukiFile(t, good...), "--name", "a", "--out", out}, wrong...)
 		if code, _, _ := runHere(args...); code != ui.ExitUsage {
