@@ -121,7 +121,8 @@ func (x *exporting) awaitReleases(ctx context.Context) error {
 	for deadline := time.Now().Add(x.wait); ; {
 		var have, want int
 		if err := x.view(func(_ *authority.Authority, s *authority.State) error {
-			have, want = len(s.Releases[x.warrant.ID]), s.Council().Quorum()
+			object := s.Objects[x.request.Doc.Export.Object]
+			have, want = len(s.Releases[x.warrant.ID]), object.Doc.Lockbox.Machines.Threshold
 			_, _, err := s.Live(x.warrant.ID, dsse.Digest{})
 			return err
 		}); err != nil {

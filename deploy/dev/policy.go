@@ -47,6 +47,11 @@ rules:
     quorum: {atLeast: {k: 3, roles: [security, research, leadership, safety]}}
     veto: [safety]
     expiry: 86400
+  - name: change-notaries
+    action: notaries.change
+    quorum: {atLeast: {k: 3, roles: [security, research, leadership, safety]}}
+    veto: [safety]
+    expiry: 86400
   - name: anyone-may-halt
     action: halt
     quorum: {atLeast: {k: 1, roles: [security, research, leadership, safety]}}

@@ -3,9 +3,7 @@ package signofftest_test
 import (
 	"bytes"
 	"io"
-	"maps"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -28,6 +26,8 @@ type reaper struct {
 
 // step names what a request of the victim does; empty for everything else.
 func (r *reaper) step(path string, body []byte) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if path == "/v1/cosignatures" {
 		if bytes.Contains(body, []byte("\n— "+r.victim.Name+" ")) {
 			return "cosignature"
@@ -102,33 +102,10 @@ func TestDeadNotaryAtEachStep(t *testing.T) {
 	r := &reaper{victim: victim, dead: make(chan string), seen: map[string]int{}}
 	w.Host.Meddle = r.meddle
 	w.Found()
-	stop, gone := make(chan struct{}), make(chan struct{})
-	died := map[string]int{}
 	w.start(1, 2, 3, 4)
-	go func() {
-		defer close(gone)
-		for {
-			select {
-			case step := <-r.dead:
-				died[step]++
-				victim.Stop()
-				w.StartNotary(victim)
-			case <-stop:
-				return
-			}
-		}
-	}()
+	stop := w.deaths(victim, r)
 	w.Wait("a group key", func(s *authority.State) bool { return s.Group != nil })
 	w.Notaries[3].Stop()
 	w.changePolicy("signed by those who are left")
-	close(stop)
-	<-gone
-	t.Log(slices.Sorted(maps.Keys(died)))
-	for _, step := range []string{"dkg-commitment", "dkg-dealing", "dkg-transcript", "cosignature", "signing", "signature share", "question after a restart", "position"} {
-		for _, how := range []string{", unheard", ", unanswered"} {
-			if died[step+how] == 0 {
-				t.Errorf("the notary never died at: %s%s", step, how)
-			}
-		}
-	}
+	w.diedAt(stop(), "dkg-commitment", "dkg-dealing", "dkg-transcript", "cosignature", "signing", "signature share", "question after a restart", "position")
 }
