@@ -15,7 +15,7 @@ import (
 // optional are the members whose zero value says something.
 var optional = map[string]string{
 	"warrant": "Index", "approval": "Shares", "release": "Claim", "receipt": "Bytes", "epoch": "Previous Evidence", "position": "Seen",
-	"signing": "Offer Session Share List", "object-snapshot": "Claim", "claim": "Resume", "acceptance-token": "Request",
+	"signing": "Offer Session Share List", "object-snapshot": "Claim", "claim": "Resume", "acceptance-token": "Request", "redealing": "Roster",
 }
 
 // A missing member means no, in every document.

@@ -56,6 +56,8 @@ const (
 	KindJoining    Kind = "joining"
 	KindTakeover   Kind = "takeover"
 	KindPosition   Kind = "position"
+	KindRedealing  Kind = "redealing"
+	KindCustody    Kind = "custody"
 	KindSigning    Kind = "signing"
 	KindChallenge  Kind = "challenge"
 	KindCeremony   Kind = "ceremony"
@@ -121,6 +123,10 @@ func empty(k Kind) Document {
 		return new(Signing)
 	case KindChallenge:
 		return new(Challenge)
+	case KindRedealing:
+		return new(Redealing)
+	case KindCustody:
+		return new(Custody)
 	case KindPosition:
 		return new(Position)
 	case KindRecovery:

@@ -195,6 +195,9 @@ func samples() map[string]signoff.Document {
 		"request-people": request(func(r *signoff.Request) {
 			r.Action, r.People = signoff.ActionPeopleChange, people()
 		}),
+		"redealing": &signoff.Redealing{Charter: cluster, Person: digest("bob"), Roster: 40, Objects: []Digest{digest("one"), digest("two")}, Blob: digest("blob")},
+		"custody": &signoff.Custody{Charter: cluster, Person: digest("frank"), Blob: digest("blob"), Shares: []signoff.Held{
+			{Object: digest("one"), Epoch: 2, Sharing: digest("sharing")}, {Object: digest("two"), Epoch: 2, Sharing: digest("other"), Wrong: 3}}},
 		"charter": charter(), "acceptance": &signoff.Acceptance{Charter: cluster, Person: digest("alice")},
 		"dkg-commitment": commitment(), "dkg-dealing": dealing(), "dkg-transcript": transcript(),
 		"object": object(), "object-snapshot": snapshot(), "deals": deals(), "approval": approval(), "warrant": warrant(), "activation": activation(), "tick": tick(), "epoch": epoch(),

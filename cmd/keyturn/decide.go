@@ -197,20 +197,12 @@ func (d *decision) shares(ctx context.Context, p *plan) ([]signoff.Share, error)
 
 // openShare fetches the deals of an object and opens the one dealt to key.
 func (a *app) openShare(ctx context.Context, key hsm.Decrypter, o *authority.Object, index uint16) (*lockbox.Share, error) {
-	blob, err := a.follower.Source().Blob(ctx, o.People.Deals)
-	if err != nil {
-		return nil, err
-	}
-	deals, err := lockbox.ParseDeals(blob)
-	if err != nil {
-		return nil, err
-	}
 	id, err := lockbox.TokenIdentity(key)
 	if err != nil {
 		return nil, err
 	}
 	holder := id.Recipient().ID()
-	deal, err := deals.Find(lockbox.People, holder)
+	deal, err := a.dealTo(ctx, o, index, holder)
 	if err != nil {
 		return nil, err
 	}
@@ -220,6 +212,40 @@ func (a *app) openShare(ctx context.Context, key hsm.Decrypter, o *authority.Obj
 	}
 	where := lockbox.Context{Charter: a.id, Object: o.ID, Side: lockbox.People, Epoch: o.People.Epoch, Index: index, Holder: holder}
 	return lockbox.OpenShare(ctx, id, where, sharing, deal)
+}
+
+// dealTo finds the deal of an object to a key among the sealer's, or among those
+// that its holder made when the shares were dealt anew.
+func (a *app) dealTo(ctx context.Context, o *authority.Object, index uint16, holder dsse.Digest) (lockbox.Deal, error) {
+	digest, own := o.People.DealsOf(index)
+	if digest.IsZero() {
+		return lockbox.Deal{}, fmt.Errorf("no share of object %s was dealt to holder %d", o.ID.Short(), index)
+	}
+	blob, err := a.follower.Source().Blob(ctx, digest)
+	if err != nil {
+		return lockbox.Deal{}, err
+	}
+	if !own {
+		deals, err := lockbox.ParseDeals(blob)
+		if err != nil {
+			return lockbox.Deal{}, err
+		}
+		deal, err := deals.Find(lockbox.People, holder)
+		if err != nil {
+			err = ui.WithHint(err, "if you or your token came after it was sealed, shares are dealt anew by keyturn weights redeal")
+		}
+		return deal, err
+	}
+	deals, err := lockbox.ParseDealList(blob)
+	if err != nil {
+		return lockbox.Deal{}, err
+	}
+	for _, d := range deals {
+		if d.Object == o.ID && d.Holder == holder {
+			return d, nil
+		}
+	}
+	return lockbox.Deal{}, ui.WithHint(fmt.Errorf("no share of object %s was dealt to key %s", o.ID.Short(), holder), "give the token your share, with one that has it: keyturn weights redeal")
 }
 
 // deliver sends the signed document or writes it to a file.

@@ -45,7 +45,7 @@ func weightsCmd(a *app) *cobra.Command {
 
 An export has release.json and receipt.json besides, and opens with
 keyturn weights open, or with age and age-plugin-keyturn.`}
-	cmd.AddCommand(sealCmd(a), resealCmd(a), registerCmd(a), weightsInfoCmd(a), weightsVerifyCmd(a), exportCmd(a), openCmd(a), identityCmd(a), recipientCmd(a), drillCmd(a))
+	cmd.AddCommand(sealCmd(a), resealCmd(a), registerCmd(a), weightsInfoCmd(a), weightsVerifyCmd(a), exportCmd(a), openCmd(a), identityCmd(a), recipientCmd(a), drillCmd(a), redealCmd(a))
 	return cmd
 }
 
@@ -298,8 +298,10 @@ type weightsView struct {
 	DTypes     []string    `json:"dtypes"`
 	People     sideView    `json:"people"`
 	Machines   sideView    `json:"machines"`
-	Epoch      uint32      `json:"epoch"`      // of the shares dealt here; 0 if there are none
-	Registered *bool       `json:"registered"` // what the log says; null if it was not asked
+	Epoch      uint32      `json:"epoch"`            // of the people's shares, here or, if the log was asked, there; 0 if there are none
+	HeldBy     []string    `json:"heldBy,omitempty"` // people who hold shares; empty if the log was not asked
+	Redeal     *redealView `json:"redeal"`           // what moving the shares to the people of today waits for; null if they are there
+	Registered *bool       `json:"registered"`       // what the log says; null if it was not asked
 	Quantum    bool        `json:"postQuantum"`
 	Path       string      `json:"path"`
 }
@@ -317,7 +319,7 @@ func (d *sealedDir) view() (weightsView, error) {
 	o := d.object
 	v := weightsView{Object: d.objectID, Name: o.Name, Sealer: d.tokens[d.signed.Hint].Name, Created: o.Created, Manifest: o.Manifest, Path: d.path,
 		Files: o.Summary.Files, Bytes: o.Summary.Bytes, Tensors: o.Summary.Tensors, Parameters: o.Summary.Parameters, DTypes: o.Summary.DTypes,
-		People:   sideView{o.Lockbox.People.Threshold, len(params.People.Holders)},
+		People:   sideView{o.Lockbox.People.Threshold, len(d.people.Members)},
 		Machines: sideView{o.Lockbox.Machines.Threshold, len(params.Machines.Holders)}, Quantum: params.PostQuantum()}
 	if v.Claim = o.Claim; !o.Claim.IsZero() {
 		v.Sealer = "node " + o.Sealer.String()
@@ -335,6 +337,9 @@ func (v weightsView) text(w io.Writer) {
 		shares += "; the log was not asked (--log)"
 	case *v.Registered:
 		shares += "; in the log"
+		if v.Redeal != nil {
+			shares += "; NOT where the people are: " + v.Redeal.String()
+		}
 	default:
 		shares += "; NOT in the log: keyturn weights register"
 	}
@@ -348,10 +353,14 @@ func (v weightsView) text(w io.Writer) {
 		sealer = fmt.Sprintf("%s in claim %s, if the log says so", v.Sealer, v.Claim)
 		opens += "; in later uses of its run, the notaries alone"
 	}
-	ui.Table(w, [][]string{
+	rows := [][]string{
 		{"object", v.Object.String()}, {"name", v.Name}, {"sealed by", sealer}, {"manifest", v.Manifest.String()},
 		{"content", strings.TrimSuffix(fmt.Sprintf("%d files, %s, %d tensors, %d parameters, %s", v.Files, ui.Bytes(v.Bytes), v.Tensors, v.Parameters, strings.Join(v.DTypes, " ")), ", ")},
 		{"opens with", opens},
 		{"shares", shares}, {"withstands", withstands},
-	})
+	}
+	if len(v.HeldBy) > 0 {
+		rows = append(rows, []string{"held by", strings.Join(v.HeldBy, ", ")})
+	}
+	ui.Table(w, rows)
 }

@@ -170,6 +170,9 @@ func (x *exporting) bundle() ([]byte, error) {
 				x.collect(s, b, doc)
 			}
 		}
+		if err := x.sharing(s, b); err != nil {
+			return err
+		}
 		path, err := proof.NewTree(x.leaves).Prove(x.warrant.Index)
 		p := &proof.Proof{Index: x.warrant.Index, Path: path, Checkpoint: note}
 		b.Proof = string(p.Marshal())
@@ -217,7 +220,7 @@ func (x *exporting) collect(s *authority.State, b *release.Bundle, doc *signoff.
 		}
 	case *signoff.Approval:
 		if slices.ContainsFunc(x.request.Votes, func(v authority.Vote) bool {
-			return v.Approval == doc.Digest() && v.Doc.Decision == signoff.Approve && v.Doc.Rule == x.warrant.Doc.Rule
+			return v.Approval == doc.Digest() && v.Doc.Decision == signoff.Approve && v.Doc.Rule == x.warrant.Doc.Rule && v.Doc.Shares[0].Epoch == x.epoch(s)
 		}) {
 			b.Approvals = append(b.Approvals, line)
 		}
@@ -241,6 +244,26 @@ func (x *exporting) vouches(b *release.Bundle, t *signoff.Transcript, line strin
 	if len(t.Accused) == 0 {
 		b.Transcripts = append(b.Transcripts, line)
 	}
+}
+
+// epoch is that of the shares in the approvals that the warrant counts.
+func (x *exporting) epoch(s *authority.State) uint32 {
+	for _, v := range s.Requests[x.request.ID].Votes {
+		if slices.Contains(x.warrant.Doc.Approvals, v.Approval) {
+			return v.Doc.Shares[0].Epoch
+		}
+	}
+	return 0
+}
+
+// sharing puts the commitments beside shares that were dealt anew.
+func (x *exporting) sharing(s *authority.State, b *release.Bundle) error {
+	if x.epoch(s) == firstEpoch {
+		return nil
+	}
+	sharing, err := s.Objects[x.request.Doc.Export.Object].People.Sharing(x.epoch(s))
+	b.Sharing = sharing.Bytes()
+	return err
 }
 
 // write makes the export with its signed receipt in it. The directory appears

@@ -126,7 +126,8 @@ func (a *app) identity(trust trustFlags, key, out string) error {
 func drillCmd(a *app) *cobra.Command {
 	return &cobra.Command{Use: "drill OBJECT", Short: "open your own share of an object on your token, and check it", Args: cobra.ExactArgs(1),
 		Long: `Drill opens your share with one operation of your token and compares it with
-the commitments that the sealer signed, so that a share that would fail you on
+the commitments that the sealer signed, or that
+follow from them after a re-deal, so that a share that would fail you on
 the day is found today. The share is wiped and sent nowhere.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return a.drill(cmd.Context(), args[0]) }}
 }
@@ -149,7 +150,7 @@ func (a *app) drill(ctx context.Context, name string) error {
 	}
 	share, err := a.openShare(ctx, key, object, me.Index)
 	if err != nil {
-		return ui.WithHint(err, "tell whoever sealed: this share would not open the object")
+		return ui.WithHint(err, "this share would not open the object: tell whoever dealt it, and see keyturn weights redeal --help")
 	}
 	share.Wipe()
 	return a.Answer(struct {
@@ -160,7 +161,7 @@ func (a *app) drill(ctx context.Context, name string) error {
 		Key    dsse.Digest `json:"key"`
 		OK     bool        `json:"ok"`
 	}{object.ID, object.Doc.Name, object.People.Epoch, me.Index, share.Context().Holder, true}, func(w writer) {
-		fmt.Fprintf(w, "share %d of %s opens and matches what the sealer signed (object %s, epoch %d)\n", me.Index, object.Doc.Name, object.ID, object.People.Epoch)
+		fmt.Fprintf(w, "share %d of %s opens and matches its commitments (object %s, epoch %d)\n", me.Index, object.Doc.Name, object.ID, object.People.Epoch)
 	})
 }
 

@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/keyturn/keyturn/cmd/internal/ui"
+	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
 	"github.com/keyturn/keyturn/signoff/weights"
 	"github.com/keyturn/keyturn/signoff/weights/release"
@@ -57,13 +60,28 @@ func (a *app) info(ctx context.Context, d *sealedDir, log bool) error {
 	}
 	view.Epoch = firstEpoch
 	if log {
-		_, dealt, err := a.dealt(d.objectID)
-		if err != nil {
+		if err := a.held(&view); err != nil {
 			return err
 		}
-		view.Registered = &dealt
 	}
 	return a.Answer(view, view.text)
+}
+
+// held says what the log knows of an object's shares.
+func (a *app) held(v *weightsView) error {
+	return a.view(func(_ *authority.Authority, s *authority.State) error {
+		o, ok := s.Objects[v.Object]
+		ok = ok && o.People.Epoch > 0
+		if v.Registered = &ok; !ok {
+			return nil
+		}
+		v.Epoch, v.Redeal = o.People.Epoch, viewRedeal(s, o)
+		indices := slices.Sorted(maps.Values(o.People.Holders))
+		for _, i := range slices.Compact(indices) {
+			v.HeldBy = append(v.HeldBy, s.HolderName(i))
+		}
+		return nil
+	})
 }
 
 func weightsVerifyCmd(a *app) *cobra.Command {

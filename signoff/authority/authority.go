@@ -199,6 +199,7 @@ type change struct {
 	value   any
 	put     func(*State)
 	touches Digest // a request to look at again
+	shares  Digest // an object whose shares are others now: look at every request that opens it
 }
 
 func (c change) bytes() []byte {

@@ -51,6 +51,10 @@ func (d decision) decide() ([]change, error) {
 		return d.object(doc)
 	case *signoff.Deals:
 		return d.deals(doc)
+	case *signoff.Redealing:
+		return d.redealing(doc)
+	case *signoff.Custody:
+		return d.custody(doc)
 	case *signoff.Request:
 		return d.request(doc)
 	case *signoff.Approval:

@@ -417,6 +417,13 @@ func (s *State) settle(index uint64, changes []change) []change {
 				}
 			}
 		}
+		if !c.shares.IsZero() {
+			for id, r := range s.Requests {
+				if r.Ended == "" && contains(r.Doc.Objects(), c.shares) {
+					look[id] = true
+				}
+			}
+		}
 	}
 	var out []change
 	for _, id := range slices.SortedFunc(maps.Keys(look), compareDigests) {

@@ -141,6 +141,16 @@ func (s *State) PersonName(id Digest) string {
 	return ""
 }
 
+// HolderName names whoever has or had that share index.
+func (s *State) HolderName(index uint16) string {
+	for _, t := range s.Tokens {
+		if t.Index == index {
+			return t.Name
+		}
+	}
+	return ""
+}
+
 // Keys says what each key that ever stood in this cluster is for. A key that
 // stood in one place is refused in every other.
 func (s *State) Keys() (signoff.KeySet, error) {

@@ -125,12 +125,14 @@ type Object struct {
 	Index    uint64          `json:"index"`
 	People   Holding         `json:"people"`
 	Machines Holding         `json:"machines"`
+	Redeal   *Redeal         `json:"redeal"` // the people's side on its way to another epoch, or null
 }
 
 // A Holding is one side's shares by the latest dealing that is complete.
 type Holding struct {
 	Epoch    uint32            `json:"epoch"` // 0: not dealt yet
-	Deals    Digest            `json:"deals"` // blob
+	Deals    Digest            `json:"deals"` // blob of the sealer's deals; empty after the first epoch
+	Own      map[uint16]Digest `json:"own"`   // blobs of deals that holders made for themselves, by share index
 	Holders  map[Digest]uint16 `json:"-"`     // share indices by the keys they are dealt to
 	Sharings []lockbox.Sharing `json:"-"`     // commitments by epoch, from 1
 }

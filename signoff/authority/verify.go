@@ -64,6 +64,10 @@ func (s *State) verifySigner(p prepared) error {
 			return s.byNode(doc, d.Sealer)
 		}
 		return s.byPerson(p, d.Sealer)
+	case *signoff.Redealing:
+		return s.byPerson(p, d.Person)
+	case *signoff.Custody:
+		return s.byPerson(p, d.Person)
 	case *signoff.Request:
 		return s.byPerson(p, d.Requester)
 	case *signoff.Approval:

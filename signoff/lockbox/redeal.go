@@ -87,6 +87,21 @@ func ParseSubDeals(data []byte) (*SubDeals, error) {
 	return d, nil
 }
 
+// ParseSubDealsList is ParseSubDeals for one dealer's sub-deals of several
+// objects.
+func ParseSubDealsList(data []byte) ([]*SubDeals, error) {
+	var list []*SubDeals
+	if err := dsse.Decode(data, &list); err != nil {
+		return nil, fmt.Errorf("lockbox: sub-deals: %w", err)
+	}
+	for _, d := range list {
+		if d == nil || len(d.Deals) > MaxHolders {
+			return nil, fmt.Errorf("lockbox: empty sub-deals, or more than %d of one object", MaxHolders)
+		}
+	}
+	return list, nil
+}
+
 // slot is the context of a sub-share for h.
 func (r *Redeal) slot(h Holder) Context {
 	return Context{r.Charter, r.Object, r.Side, r.Epoch, h.Index, h.ID()}

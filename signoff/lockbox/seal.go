@@ -122,6 +122,21 @@ func checkDeals(side Side, deals []Deal) error {
 	return nil
 }
 
+// ParseDealList reads deals of the people's side that a holder made for own
+// tokens, of one object or of several.
+func ParseDealList(data []byte) ([]Deal, error) {
+	var list []Deal
+	if err := dsse.Decode(data, &list); err != nil {
+		return nil, fmt.Errorf("lockbox: deals: %w", err)
+	}
+	for _, d := range list {
+		if n := len(d.Sealed); d.Side != People || (n != sealedSize && n != hybridSealedSize) {
+			return nil, fmt.Errorf("lockbox: deal to %s on side %.20q with %d sealed bytes, want side %s and %d or %d", d.Holder, string(d.Side), n, People, sealedSize, hybridSealedSize)
+		}
+	}
+	return list, nil
+}
+
 // Find returns the deal to the key with that fingerprint.
 func (d Deals) Find(side Side, holder [32]byte) (Deal, error) {
 	deals := d.People

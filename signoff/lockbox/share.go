@@ -38,6 +38,17 @@ func (s *Share) Verify(sharing Sharing) error {
 	return nil
 }
 
+// DealTo seals the share to another token of the same holder: an index has one
+// share, however many keys.
+func (s *Share) DealTo(key Recipient) (Deal, error) {
+	c := s.context
+	c.Holder = key.ID()
+	if err := c.Check(); err != nil {
+		return Deal{}, err
+	}
+	return sealDeal(c, key, s.secret)
+}
+
 // Wipe zeroes the share. A wiped share matches no commitment.
 func (s *Share) Wipe() { s.secret.wipe() }
 

@@ -14,6 +14,8 @@
 //	terms        only if the notaries changed: for each later term the request
 //	             that lists its council, the warrant that grants it, and a
 //	             checkpoint that quorums of the old and the new one cosigned
+//	sharing      only if the people's shares were dealt anew: the epoch's
+//	             commitments, which must continue those of the object
 //	object       signed by its sealer; its digest is the object id
 //	request      signed by its requester; names object and recipient's key
 //	warrant      signed by the group key for that request
@@ -54,6 +56,7 @@ type Bundle struct {
 	People      []Change `json:"people,omitempty"` // before the warrant, in the log's order
 	Recovery    string   `json:"recovery,omitempty"`
 	Terms       []Term   `json:"terms,omitempty"`
+	Sharing     [][]byte `json:"sharing,omitempty"` // of the people's side, in the epoch of the approvals' shares
 	Object      string   `json:"object"`
 	Request     string   `json:"request"`
 	Warrant     string   `json:"warrant"`

@@ -25,6 +25,11 @@ func (r *Release) Unlock(ctx context.Context, key hsm.Decrypter) (*lockbox.Unloc
 	if err != nil {
 		return nil, err
 	}
+	if r.sharing != nil {
+		if box, err = box.Redealt(lockbox.People, r.sharing); err != nil {
+			return nil, err
+		}
+	}
 	people, err := openSide(ctx, id, box.People, r.people)
 	defer wipe(people)
 	if err != nil {

@@ -30,6 +30,7 @@ type Release struct {
 	Approvers []string            // names of those whose approvals the bundle holds
 	Log       proof.Checkpoint    // final; the warrant is below it
 	Witnesses []proof.Cosignature // who made it final
+	sharing   lockbox.Sharing     // of the people's side, if dealt anew
 	people    []sealedShare
 	machines  []sealedShare
 }
@@ -52,7 +53,7 @@ func (b *Bundle) Verify(anchor Digest) (*Release, error) {
 		what string
 		do   func() error
 	}{
-		{"charter", v.charter}, {"group key", v.group}, {"notaries", v.terms}, {"people", v.people}, {"object", v.object}, {"request", v.request}, {"warrant", v.warrant},
+		{"charter", v.charter}, {"group key", v.group}, {"notaries", v.terms}, {"people", v.people}, {"object", v.object}, {"sharing", v.sharing}, {"request", v.request}, {"warrant", v.warrant},
 		{"proof", v.proof}, {"approvals", v.approvals}, {"releases", v.releases},
 	} {
 		if err := step.do(); err != nil {
@@ -192,6 +193,24 @@ func (v *verifier) object() error {
 	}
 	v.r.ObjectID, v.r.Object = s.Digest(), o
 	return nil
+}
+
+// sharing takes the commitments of a later epoch. Nobody has to vouch for them:
+// they commit to the secret of the object's own, so what opens under them is it.
+func (v *verifier) sharing() error {
+	if len(v.Sharing) == 0 {
+		return nil
+	}
+	var err error
+	if v.r.sharing, err = lockbox.ParseSharing(len(v.Sharing), v.Sharing); err != nil {
+		return err
+	}
+	sealed := v.r.Object.Lockbox.People
+	old, err := lockbox.ParseSharing(sealed.Threshold, sealed.Commitments)
+	if err != nil {
+		return err
+	}
+	return v.r.sharing.Continues(old)
 }
 
 func (v *verifier) request() error {
@@ -420,6 +439,11 @@ func (v *verifier) approvals() error {
 	for d, there := range counted {
 		if !there {
 			return fmt.Errorf("approval %s, which the warrant counts, is not in the bundle", d)
+		}
+	}
+	for _, s := range v.r.people {
+		if e := s.where.Epoch; e != v.r.people[0].where.Epoch || (e > 1) != (v.r.sharing != nil) {
+			return fmt.Errorf("a share of epoch %d among shares of epoch %d, with later commitments given: %v", e, v.r.people[0].where.Epoch, v.r.sharing != nil)
 		}
 	}
 	if t := v.r.Charter.Threshold; len(v.r.people) < t {
