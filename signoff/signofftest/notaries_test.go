@@ -8,6 +8,7 @@ import (
 
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/authority"
+	"github.com/keyturn/keyturn/signoff/proof"
 	"github.com/keyturn/keyturn/signoff/signofftest"
 )
 
@@ -79,4 +80,70 @@ func TestLostNotaryIsReplaced(t *testing.T) {
 			t.Errorf("%s keeps %v", n.Name, files)
 		}
 	}
+}
+
+// A notary that was replaced comes back from a backup of its disk, share and
+// all. It erases the share and is nobody: with it two of the new council do not
+// become three.
+func TestAttackReplacedNotaryRestored(t *testing.T) {
+	w := start(t)
+	left := w.Notaries[3]
+	left.Stop()
+	n5 := w.Newcomer("n5")
+	w.StartNotary(n5)
+	w.changeNotaries(1, w.Notaries[0], w.Notaries[1], w.Notaries[2], n5)
+	w.inOffice(2)
+	if len(w.sealedFiles(left)) == 0 {
+		t.Fatalf("the backup has %v", w.sealedFiles(left))
+	}
+	w.StartNotary(left)
+	for len(w.sealedFiles(left)) > 0 {
+		if t.Context().Err() != nil {
+			t.Fatal("it keeps its share")
+		}
+		w.Tick()
+	}
+	w.stop(1, 2)
+	out, err := w.Client.Append(t.Context(), w.halt("dave", "smoke").Line())
+	w.must(err)
+	note := w.pending(w.Host, out.Index+1, 2)
+	line, err := proof.Cosign(t.Context(), note, left.Name, left.Witness, 1)
+	w.must(err)
+	signed, err := proof.AddCosignature(note, line)
+	w.must(err)
+	if err := w.Client.Cosign(t.Context(), signed); err == nil {
+		note = w.pending(w.Host, out.Index+1, 2)
+		if n := w.cosignatures(note); n != 2 {
+			t.Errorf("%d cosignatures count", n)
+		}
+	}
+	w.never(w.Host, out.Index+1)
+	w.start(1, 2)
+	w.Sync(out.Index + 1)
+}
+
+// A share file works on no other host, even under the same sealing key.
+func TestAttackShareFileCopied(t *testing.T) {
+	w := start(t)
+	n1, n2 := w.Notaries[0], w.Notaries[1]
+	w.stop(2, 4)
+	files := w.sealedFiles(n1)
+	name := files[len(files)-1] // behind a dealing that is not erased yet
+	b, err := os.ReadFile(filepath.Join(n1.Dir, name))
+	w.must(err)
+	w.must(os.WriteFile(filepath.Join(n2.Dir, name), b, 0o600))
+	n2.Sealer = n1.Sealer
+	w.start(2)
+	id := w.approved("needs three shares, of which one is a copy")
+	for !w.Logged("notary=n2", "unseal "+name) {
+		if t.Context().Err() != nil {
+			t.Fatal("the copy was not refused")
+		}
+		w.Tick()
+	}
+	w.State(func(_ *authority.Authority, s *authority.State) {
+		if !s.Requests[id].Warrant.IsZero() {
+			t.Error("signed with a copied share")
+		}
+	})
 }
