@@ -58,21 +58,29 @@ func (s *State) Redealing(o *Object) *Redeal {
 }
 
 // Displaced reports whether the object's shares are not where the people are:
-// somebody who left holds one, or somebody who is here holds none.
+// somebody who left holds one, or somebody who is here and can holds none.
 func (s *State) Displaced(o *Object) bool {
 	if o.People.Epoch == 0 {
 		return false
 	}
-	here := map[uint16]bool{}
-	for _, m := range s.People.Members {
-		here[m.Index] = true
-	}
+	here := s.People.shareholders()
 	for _, index := range o.People.Holders {
 		if !here[index] {
 			return true
 		}
 	}
 	return len(s.People.holding(o.People)) < len(here)
+}
+
+// shareholders are the share indices of those who can hold one.
+func (r *Roster) shareholders() map[uint16]bool {
+	out := map[uint16]bool{}
+	for _, m := range r.Members {
+		if m.HoldsShare() {
+			out[m.Index] = true
+		}
+	}
+	return out
 }
 
 // HoldsShare reports whether the person holds a share of the object on a token
@@ -205,6 +213,9 @@ func (b subDeals) sharing(box *lockbox.Redeal, dealers []Dealer) (lockbox.Sharin
 // other tokens of the person; or of the next, right or wrong.
 func (d decision) custody(c *signoff.Custody) ([]change, error) {
 	m, _ := d.state.Person(c.Person)
+	if !m.HoldsShare() {
+		return nil, fmt.Errorf("%s signs and holds no shares", m.Name)
+	}
 	deals, err := d.ownDeals(c, m)
 	if err != nil {
 		return nil, err
@@ -289,7 +300,7 @@ func (d decision) held(o *Object, x signoff.Held, m *Member, blob Digest) (*Obje
 		next.Accepted = maps.Clone(next.Accepted)
 		next.Accepted[m.Index] = blob
 		rec.Redeal = &next
-		if len(next.Accepted) == len(d.state.People.Members) {
+		if len(next.Accepted) == len(d.state.People.shareholders()) {
 			rec.People, rec.Redeal = o.People.follow(&next, d.state.People), nil
 		}
 	}
@@ -328,6 +339,9 @@ func (h Holding) kept(m *Member, blob Digest) Holding {
 func (h Holding) follow(r *Redeal, people *Roster) Holding {
 	next := Holding{Epoch: r.Epoch, Own: r.Accepted, Holders: map[Digest]uint16{}, Sharings: append(slices.Clone(h.Sharings), r.Sharing)}
 	for _, t := range people.Tokens() {
+		if !t.HoldsShare() {
+			continue
+		}
 		next.Holders[t.Exchange.Fingerprint()] = t.Index
 	}
 	return next

@@ -121,17 +121,6 @@ func movedLog(t *testing.T, names ...string) (*log, []Digest) {
 	return l, objects
 }
 
-// redeal carries a re-deal through.
-func (l *log) redeal(objects ...Digest) {
-	l.t.Helper()
-	for _, p := range []string{"alice", "bob", "carol"} {
-		l.takes(l.deals(p, objects...))
-	}
-	for _, p := range []string{"alice", "bob", "carol", "dave", "frank"} {
-		l.takes(l.custody(p, objects...))
-	}
-}
-
 func TestSharesFollowThePeople(t *testing.T) {
 	l, objects := movedLog(t, "one", "two")
 	open := l.takes(l.export("alice", objects[0]))
@@ -378,4 +367,32 @@ func recipient(t *testing.T, k signoff.PublicKey) lockbox.Recipient {
 		t.Fatal(err)
 	}
 	return r
+}
+
+// Who only signs holds no share: nothing waits for them, and their word on
+// shares is none.
+func TestAttackCustodyOfWhoOnlySigns(t *testing.T) {
+	l, objects := movedLog(t, "model")
+	signer := l.NewPerson("hank", "lab", "operations")
+	signer.Doc.Exchange = signoff.PublicKey{}
+	l.changes(adds(signer), signer)
+	l.redealt3(objects)
+	o := l.state().Objects[objects[0]]
+	forged := &signoff.Custody{Charter: l.ID, Person: signer.Doc.ID(), Blob: l.blobs.put([]byte("[]")),
+		Shares: []signoff.Held{{Object: o.ID, Epoch: 2, Sharing: authority.SharingDigest(l.state().Redealing(o).Sharing)}}}
+	l.voids(l.signed(signer.Signing, forged), "holds no shares")
+	for _, p := range []string{"alice", "bob", "carol", "dave", "frank"} {
+		l.takes(l.custody(p, objects...))
+	}
+	if o := l.state().Objects[objects[0]]; o.People.Epoch != 2 || l.state().Displaced(o) {
+		t.Fatal("the re-deal waits for somebody who holds no share")
+	}
+}
+
+// redealt3 lets three old holders deal on.
+func (l *log) redealt3(objects []Digest) {
+	l.t.Helper()
+	for _, p := range []string{"alice", "bob", "carol"} {
+		l.takes(l.deals(p, objects...))
+	}
 }
