@@ -101,8 +101,9 @@ func TestAttackFileAfterTheBoot(t *testing.T) {
 		t.Error("the whole list was sent again")
 	}
 	m.measures("/usr/bin/nc", sha256.Sum256([]byte("nc")))
-	w.until("the lease to be lost", func() bool { return m.status().Lease == 0 })
-	if why := m.status().NoLease; !strings.Contains(why, "/usr/bin/nc") || !strings.Contains(why, "no rule allows it") {
+	var why string
+	w.until("the lease to be lost", func() bool { why = m.status().NoLease; return why != "" })
+	if !strings.Contains(why, "/usr/bin/nc") || !strings.Contains(why, "no rule allows it") {
 		t.Errorf("lost because %s", why)
 	}
 }

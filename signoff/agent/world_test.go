@@ -78,7 +78,7 @@ type world struct {
 }
 
 // slow leases do not run out while a busy test machine thinks.
-const slow = "leases: {epoch: 1, lease: 60, drainGrace: 2}"
+const slow = "leases: {epoch: 1, lease: 60, drainGrace: 20}"
 
 // newWorld starts a cluster whose charter accepts the boot of the machines made
 // here, and enrols the first.
@@ -156,7 +156,11 @@ func (m *machine) boot(kernel string) {
 
 // editCharter admits the machines' TPMs and what they booted.
 func (w *world) editCharter(c *signoff.Charter) {
-	c.Policy = strings.Replace(c.Policy, "leases: {epoch: 2, lease: 8, drainGrace: 2}", w.leases, 1)
+	const leases = "leases: {epoch: 2, lease: 8, drainGrace: 2}"
+	if !strings.Contains(c.Policy, leases) {
+		w.t.Fatalf("the policy does not say %q", leases)
+	}
+	c.Policy = strings.Replace(c.Policy, leases, w.leases, 1)
 	boot, err := signoff.NewPublicKey(w.boot.Public(), hsm.ClassSoftware)
 	w.must(err)
 	c.BootPolicy = &boot
