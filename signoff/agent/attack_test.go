@@ -33,6 +33,7 @@ func TestAttackIdentityCopiedWithoutItsTPM(t *testing.T) {
 	one, two := w.nodes[0], w.nodes[1]
 	one.start()
 	one.enrol()
+	one.stop() // it writes what it saw last, beside
 	cfg := two.config()
 	if err := os.CopyFS(cfg.Dir, os.DirFS(one.config().Dir)); err != nil {
 		t.Fatal(err)
