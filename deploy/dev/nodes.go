@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +16,11 @@ import (
 // socket is a node's control socket; unix sockets want short paths.
 func (s *stage) socket(node string) string {
 	return filepath.Join(os.TempDir(), fmt.Sprintf("keyturn-%d-%s-agent.sock", os.Getpid(), node))
+}
+
+// cgroup is the control group that a node's runs are in.
+func (s *stage) cgroup(node string) string {
+	return fmt.Sprintf("keyturn-demo-%d-%s", os.Getpid(), node)
 }
 
 // agentProgram starts a node's agent, or starts it again.
@@ -37,7 +43,7 @@ func (s *stage) nodeStory(ctx context.Context) error {
 	for _, n := range s.nodes {
 		if err := s.writeConfig(filepath.Join("nodes", n, "agent.yaml"), map[string]string{
 			"tpm": s.tpms[n].Path, "dir": "memory", "eventLog": "eventlog", "bootApproval": s.path("boot-approval.json"),
-			"objects": "[" + s.path("model.sealed") + "]", "snapshots": s.path("snapshots"), "socket": s.socket(n), "cgroup": fmt.Sprintf("keyturn-demo-%d-%s", os.Getpid(), n)}); err != nil {
+			"objects": "[" + s.path("model.sealed") + "]", "snapshots": s.path("snapshots"), "socket": s.socket(n), "cgroup": s.cgroup(n)}); err != nil {
 			return err
 		}
 		if err := s.enrolNode(ctx, n); err != nil {
@@ -213,20 +219,20 @@ type agentStatus struct {
 	} `json:"runs"`
 }
 
-// awaitRun waits until the node's only run is in the given state, and returns
-// how long that took.
+// awaitRun waits until the node's only run is in the given state, or until it
+// has none for the empty state, and returns how long that took.
 func (s *stage) awaitRun(ctx context.Context, node, state string) (time.Duration, error) {
 	start := time.Now()
 	last := ""
 	for time.Since(start) < 20*time.Second && ctx.Err() == nil {
 		r := s.as(ctx, "alice", "", "node", "status", "--socket", s.socket(node), "--json")
 		var v agentStatus
-		if json.Unmarshal([]byte(r.out), &v) == nil && len(v.Runs) == 1 && v.Runs[0].State == state {
+		if json.Unmarshal([]byte(r.out), &v) == nil && (len(v.Runs) == 0 && state == "" || len(v.Runs) == 1 && v.Runs[0].State == state) {
 			return time.Since(start), nil
 		}
 		last = r.out + r.err
 	}
-	return 0, fmt.Errorf("waited 20 s for the run on %s to be %s; the last answer was: %s", node, state, last)
+	return 0, fmt.Errorf("waited 20 s for the run on %s to be %q; the last answer was: %s", node, state, last)
 }
 
 // haltStory freezes a run twice: once through the log, once by a file that the
@@ -259,10 +265,46 @@ func (s *stage) haltStory(ctx context.Context) error {
 	if err := s.hiddenHalt(ctx); err != nil {
 		return err
 	}
+	before, err := s.processes("node-a")
+	if err != nil {
+		return err
+	}
 	s.kill("node-a")
 	r := <-ended
-	s.note("the agent is killed with its run", "refused: the run does not outlive its agent", r.reason(), r.code != 0)
+	s.note("the agent is killed under the frozen run", "refused: the run goes nowhere without its agent", r.reason(), r.code != 0)
+	if err := s.agentProgram("node-a"); err != nil {
+		return err
+	}
+	if _, err := s.awaitRun(ctx, "node-a", ""); err != nil {
+		return err
+	}
+	left, err := s.processes("node-a")
+	if err != nil {
+		return err
+	}
+	s.note("the next agent ends what was left", "allowed", fmt.Sprintf("%d processes of the run, %d after", before, left), before > 0 && left == 0)
 	return nil
+}
+
+// processes counts what is alive in the control groups of a node's runs.
+func (s *stage) processes(node string) (int, error) {
+	var groups []string
+	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		found, err := filepath.Glob(filepath.Join(root, s.cgroup(node), "*", "cgroup.procs"))
+		if err != nil {
+			return 0, err
+		}
+		groups = append(groups, found...)
+	}
+	n := 0
+	for _, g := range groups {
+		b, err := os.ReadFile(g)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENODEV) { // removed meanwhile
+			return 0, err
+		}
+		n += len(strings.Fields(string(b)))
+	}
+	return n, nil
 }
 
 func (s *stage) resume(ctx context.Context, halt string) error {
