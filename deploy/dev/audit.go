@@ -102,10 +102,12 @@ func flip(dir, part string) error {
 	return os.WriteFile(path, b, 0o644)
 }
 
+// removeOne removes the last tile in all the lengths that it was written in:
+// without the longest, the one before may still reach as far as what is final.
 func removeOne(dir, part string) error {
 	path, err := newest(dir, part)
 	if err != nil {
 		return err
 	}
-	return os.Remove(path)
+	return os.RemoveAll(filepath.Dir(path))
 }

@@ -67,5 +67,5 @@ func run(ctx context.Context, what, bin, train, dir, kernel string) error {
 	if what == "up" {
 		return s.leave(ctx)
 	}
-	return s.tell(ctx, s.sealWeights, s.exportStory, s.vetoStory, s.nodeStory, s.launchStory, s.haltStory, s.auditStory, s.recoverStory)
+	return s.tell(ctx, s.sealWeights, s.exportStory, s.vetoStory, s.nodeStory, s.launchStory, s.haltStory, s.auditStory, s.recoverStory, s.successionStory)
 }

@@ -466,16 +466,7 @@ func (s *stage) startDaemons(ctx context.Context) error {
 		return err
 	}
 	for _, n := range notaries {
-		file := s.path("notaries", n, "notary.yaml")
-		if err := s.writeConfig(filepath.Join("notaries", n, "notary.yaml"), map[string]string{"name": n, "dir": "memory", "signing": uri(n, "sign"),
-			"exchange": uri(n, "exchange"), "witness": uri(n, "witness"), "seal": uri(n, "seal")}); err != nil {
-			return err
-		}
-		cmd := exec.CommandContext(ctx, filepath.Join(s.bin, "keyturn-notary"), "init", "--config", file)
-		if r := runCommand(cmd, "", ""); r.code != 0 {
-			return fmt.Errorf("notary %s: %s", n, r.err)
-		}
-		if err := s.daemon(n, "keyturn-notary", "run", "--config", file); err != nil {
+		if err := s.startNotary(ctx, n, nil); err != nil {
 			return err
 		}
 	}

@@ -210,6 +210,9 @@ func (c *Coordinator) postEntry(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusServiceUnavailable, "the entry is committed; ask for it later", err)
 		return
 	}
+	if void != nil && c.already(w, out) { // another path was faster since it was judged
+		return
+	}
 	a := api.Appended{Index: index, Document: out.Document}
 	if void != nil {
 		a.Void = void.Error()
