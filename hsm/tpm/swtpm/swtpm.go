@@ -162,10 +162,14 @@ func (p *Process) await(socket string) error {
 // Pid returns the process id.
 func (p *Process) Pid() int { return p.cmd.Process.Pid }
 
-// Kill ends the process at once, as a power cut would, and waits for it.
+// Kill ends the process at once, as a power cut would, waits for it, and
+// removes the sockets that it had no time to remove.
 func (p *Process) Kill() error {
 	err := p.cmd.Process.Kill()
 	<-p.exited
+	socket := strings.TrimPrefix(p.Path, "unix:")
+	os.Remove(socket)
+	os.Remove(socket + ".ctrl")
 	if errors.Is(err, os.ErrProcessDone) {
 		return nil
 	}
