@@ -216,7 +216,7 @@ func CheckPerson(p Person, development bool, seen KeySet) error {
 	if err := errors.Join(CheckName("person", p.Name), CheckName("organisation", p.Organisation)); err != nil {
 		return err
 	}
-	if err := checkRoles(p); err != nil {
+	if err := checkRoles(p.Name, p.Roles); err != nil {
 		return err
 	}
 	if n := len(p.Tokens()); n > MaxTokens {
@@ -265,19 +265,19 @@ func CheckToken(owner string, t Token, development bool, seen KeySet) error {
 	return nil
 }
 
-func checkRoles(p Person) error {
-	if len(p.Roles) == 0 || len(p.Roles) > 16 {
-		return fmt.Errorf("%s has %d roles, want 1 to 16", p.Name, len(p.Roles))
+func checkRoles(person string, roles []string) error {
+	if len(roles) == 0 || len(roles) > 16 {
+		return fmt.Errorf("%s has %d roles, want 1 to 16", person, len(roles))
 	}
-	roles := map[string]bool{}
-	for _, r := range p.Roles {
+	seen := map[string]bool{}
+	for _, r := range roles {
 		if err := CheckName("role", r); err != nil {
 			return err
 		}
-		if roles[r] {
-			return fmt.Errorf("%s has the role %q twice", p.Name, r)
+		if seen[r] {
+			return fmt.Errorf("%s has the role %q twice", person, r)
 		}
-		roles[r] = true
+		seen[r] = true
 	}
 	return nil
 }

@@ -15,9 +15,17 @@ const MaxPeopleChanges = 16
 // A PeopleChange changes who belongs, all at once, judged by who belonged
 // before. Each new token says by an [Acceptance] that it is there.
 type PeopleChange struct {
-	Add    []Person      `json:"add,omitempty"`
-	Remove []Digest      `json:"remove,omitempty"` // ids of people
-	Tokens []TokenChange `json:"tokens,omitempty"`
+	Add       []Person      `json:"add,omitempty"`
+	Remove    []Digest      `json:"remove,omitempty"` // ids of people
+	Tokens    []TokenChange `json:"tokens,omitempty"`
+	Roles     []RoleChange  `json:"roles,omitempty"`
+	Threshold int           `json:"threshold,omitzero"` // shares that open what is sealed from then on; omitted: as many as before
+}
+
+// A RoleChange gives a person other roles in the place of all that they had.
+type RoleChange struct {
+	Person Digest   `json:"person"`
+	Roles  []string `json:"roles"`
 }
 
 // A TokenChange gives a person a token, takes one away, or puts one in the
@@ -53,14 +61,21 @@ func (p *PeopleChange) subjects() []dsse.Subject {
 	for _, t := range p.Tokens {
 		out = append(out, dsse.About("person", t.Person))
 	}
+	for _, x := range p.Roles {
+		out = append(out, dsse.About("roles", x.Person))
+	}
 	return out
 }
 
 // check checks the form. Key classes, and whether the change fits those who
 // belong, are for the fold.
 func (p *PeopleChange) check() error {
-	if n := len(p.Add) + len(p.Remove) + len(p.Tokens); n == 0 || n > MaxPeopleChanges {
-		return fmt.Errorf("%d changes of people, want 1 to %d", n, MaxPeopleChanges)
+	n := len(p.Add) + len(p.Remove) + len(p.Tokens) + len(p.Roles)
+	if n > MaxPeopleChanges || n == 0 && p.Threshold == 0 {
+		return fmt.Errorf("%d changes of people, want 1 to %d, or another threshold", n, MaxPeopleChanges)
+	}
+	if p.Threshold != 0 && (p.Threshold < 2 || p.Threshold > MaxPeople) {
+		return fmt.Errorf("people's threshold %d, want 2 to %d", p.Threshold, MaxPeople)
 	}
 	keys, touched := KeySet{}, map[Digest]bool{}
 	once := func(id Digest) error {
@@ -94,6 +109,14 @@ func (p *PeopleChange) check() error {
 			if err := CheckToken("the person", *t.Add, true, keys); err != nil {
 				return err
 			}
+		}
+	}
+	for _, x := range p.Roles {
+		if err := once(x.Person); err != nil {
+			return err
+		}
+		if err := checkRoles("the person", x.Roles); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -155,7 +155,10 @@ func (r *Request) subjects() []dsse.Subject {
 			add("reference set", set)
 		}
 	case r.People != nil:
-		return r.People.subjects()
+		out = r.People.subjects()
+		if r.People.Threshold != 0 {
+			add("charter", r.Charter)
+		}
 	case r.Notaries != nil:
 		for _, n := range r.Notaries.Notaries {
 			add("notary", n.ID())

@@ -252,6 +252,12 @@ func asksPeople(s *authority.State, c *signoff.PeopleChange) []string {
 	for _, id := range c.Remove {
 		out = append(out, personName(s, id)+" leaves")
 	}
+	for _, x := range c.Roles {
+		out = append(out, fmt.Sprintf("%s becomes %s", personName(s, x.Person), strings.Join(x.Roles, ", ")))
+	}
+	if c.Threshold != 0 {
+		out = append(out, fmt.Sprintf("opening takes %d people's shares", c.Threshold))
+	}
 	for _, t := range c.Tokens {
 		if !t.Retire.IsZero() {
 			out = append(out, fmt.Sprintf("%s loses token %s", personName(s, t.Person), t.Retire))

@@ -142,8 +142,9 @@ func (a *app) acceptToken(ctx context.Context, name string) error {
 
 // people asks to change who belongs.
 func (r *asking) people() *cobra.Command {
-	var add, remove, tokens, retire []string
-	cmd := &cobra.Command{Use: "people", Short: "ask to let people or tokens in, or to put them out", Args: cobra.NoArgs,
+	var add, remove, tokens, retire, roles []string
+	var threshold int
+	cmd := &cobra.Command{Use: "people", Short: "ask to let people or tokens in or put them out, or for other roles", Args: cobra.NoArgs,
 		Long: `People asks to change who belongs: all that the flags say at once, or nothing.
 Those who belong now approve it under the policy's people.change rule, and every
 new token accepts (keyturn people accept). Removing somebody takes nothing back
@@ -153,9 +154,11 @@ redeal, afterwards.
 A person's FILE is as in a founding file: {"name", "organisation", "roles",
 "signing", "exchange"}, the keys as keyturn key new prints them. A token's FILE
 is {"signing", "exchange"}. --token and --retire of one person replace the one
-token by the other.`,
+token by the other. --threshold makes opening take more people's shares: at once
+for what is sealed from then on, by weights redeal for what was sealed before.
+It can only rise; what should open with fewer people is sealed anew.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c := &signoff.PeopleChange{}
+			c := &signoff.PeopleChange{Threshold: threshold}
 			for _, file := range add {
 				var p signoff.Person
 				if err := readJSON(file, &p); err != nil {
@@ -165,7 +168,7 @@ token by the other.`,
 			}
 			return r.ask(cmd.Context(), signoff.ActionPeopleChange, func(q *signoff.Request, s *authority.State) error {
 				q.People = c
-				return fillPeople(c, s.People, remove, tokens, retire)
+				return fillPeople(c, s.People, remove, tokens, retire, roles)
 			})
 		}}
 	f := cmd.Flags()
@@ -173,6 +176,8 @@ token by the other.`,
 	f.StringArrayVar(&remove, "remove", nil, "name of a person who leaves")
 	f.StringArrayVar(&tokens, "token", nil, "NAME=FILE: a new token of somebody")
 	f.StringArrayVar(&retire, "retire", nil, "NAME=KEY: a token to take away, by its signing key's fingerprint or six digits of it")
+	f.StringArrayVar(&roles, "roles", nil, "NAME=ROLE,ROLE: all roles that somebody has from then on")
+	f.IntVar(&threshold, "threshold", 0, "how many people's shares open what is sealed from then on")
 	return cmd
 }
 
@@ -188,7 +193,7 @@ func readJSON(file string, v any) error {
 }
 
 // fillPeople resolves names of people and tokens by the roster.
-func fillPeople(c *signoff.PeopleChange, people *authority.Roster, remove, tokens, retire []string) error {
+func fillPeople(c *signoff.PeopleChange, people *authority.Roster, remove, tokens, retire, roles []string) error {
 	for _, name := range remove {
 		m, ok := people.Named(name)
 		if !ok {
@@ -206,6 +211,13 @@ func fillPeople(c *signoff.PeopleChange, people *authority.Roster, remove, token
 			return err
 		}
 		c.Tokens = append(c.Tokens, signoff.TokenChange{Person: m.ID, Add: t})
+	}
+	for _, spec := range roles {
+		m, list, err := ofPerson(people, spec)
+		if err != nil {
+			return err
+		}
+		c.Roles = append(c.Roles, signoff.RoleChange{Person: m.ID, Roles: strings.Split(list, ",")})
 	}
 	for _, spec := range retire {
 		m, key, err := ofPerson(people, spec)

@@ -280,7 +280,7 @@ func (a *app) progress(what string) (report func(weights.Progress), done func())
 // holders returns who holds shares of what is sealed now: the people and the
 // notaries as last seen.
 func (t trusted) holders() (lockbox.Params, error) {
-	return authority.Holders(t.anchor, t.charter.Threshold, t.people, t.council)
+	return authority.Holders(t.anchor, t.people, t.council)
 }
 
 // A weightsView is sealed weights as seal and info answer them.

@@ -364,7 +364,7 @@ func viewRedeal(s *authority.State, o *authority.Object) *redealView {
 		return nil
 	}
 	next := s.Redealing(o)
-	v := &redealView{Object: o.ID, Epoch: o.People.Epoch, Dealt: len(next.Dealers), Want: s.Charter.Threshold, WaitsFor: []string{}}
+	v := &redealView{Object: o.ID, Epoch: o.People.Epoch, Dealt: len(next.Dealers), Want: o.People.Threshold(), WaitsFor: []string{}}
 	for _, m := range s.People.Members {
 		if _, ok := next.Accepted[m.Index]; !ok && m.HoldsShare() && (next.Sharing != nil || s.MayDeal(o, m) == nil) {
 			v.WaitsFor = append(v.WaitsFor, m.Name)

@@ -112,8 +112,8 @@ func (p *plan) gather(s *authority.State, node Digest) error {
 			return err
 		}
 	}
-	if len(people) < s.Charter.Threshold {
-		return fmt.Errorf("it counts %d people, an object takes %d", len(people), s.Charter.Threshold)
+	if len(people) < s.People.Threshold {
+		return fmt.Errorf("it counts %d people, an object takes %d", len(people), s.People.Threshold)
 	}
 	return nil
 }

@@ -134,7 +134,7 @@ func (d decision) saw(seen signoff.Seen) error {
 
 func (d decision) charter(c *signoff.Charter) ([]change, error) {
 	people := Founders(c)
-	compiled, err := compilePolicy(people, c.Threshold, c.Policy)
+	compiled, err := compilePolicy(people, c.Policy)
 	if err != nil {
 		return nil, err
 	}
@@ -220,10 +220,10 @@ func median(times map[Digest]int64) int64 {
 }
 
 func (d decision) object(o *signoff.Object) ([]change, error) {
-	t, q := d.state.Charter.Threshold, d.state.Council().Quorum()
-	if o.Lockbox.People.Threshold != t || o.Lockbox.Machines.Threshold != q {
+	q := d.state.Council().Quorum()
+	if !d.state.People.Opens(d.state.Charter, o.Lockbox.People.Threshold) || o.Lockbox.Machines.Threshold != q {
 		return nil, fmt.Errorf("lockbox thresholds %d and %d, it takes %d people and %d notaries",
-			o.Lockbox.People.Threshold, o.Lockbox.Machines.Threshold, t, q)
+			o.Lockbox.People.Threshold, o.Lockbox.Machines.Threshold, d.state.People.Threshold, q)
 	}
 	r := &Object{ID: d.id, Doc: o, Signer: d.doc.Hint, Index: d.index}
 	if o.Claim.IsZero() {
@@ -296,12 +296,12 @@ func putHalt(r *Halt) change {
 // compilePolicy reads a policy and compiles it for the roster. A rule that
 // opens objects must not be satisfiable by fewer people than their lockboxes
 // need.
-func compilePolicy(people *Roster, threshold int, text string) (*PolicyRecord, error) {
+func compilePolicy(people *Roster, text string) (*PolicyRecord, error) {
 	parsed, err := policy.Parse([]byte(text))
 	if err != nil {
 		return nil, err
 	}
-	t := uint(threshold)
+	t := uint(people.Threshold)
 	compiled, err := parsed.Compile(people.policyRoster(), policy.Limits{MinShares: map[policy.Action]uint{
 		policy.WeightsExport: t, policy.WeightsOpen: t, policy.TrainingLaunch: t,
 	}})
@@ -317,7 +317,7 @@ func CheckCharter(c *signoff.Charter) error {
 	if err := c.Validate(); err != nil {
 		return err
 	}
-	if _, err := compilePolicy(Founders(c), c.Threshold, c.Policy); err != nil {
+	if _, err := compilePolicy(Founders(c), c.Policy); err != nil {
 		return err
 	}
 	_, err := charterReferences(c.References)

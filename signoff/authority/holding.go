@@ -9,14 +9,14 @@ import (
 
 // Holders is who gets shares of what is sealed now.
 func (s *State) Holders() (lockbox.Params, error) {
-	return Holders(s.ID, s.Charter.Threshold, s.People, s.Council())
+	return Holders(s.ID, s.People, s.Council())
 }
 
 // Holders is who gets shares of what is sealed for these people and notaries.
-func Holders(id Digest, threshold int, people *Roster, c signoff.Council) (lockbox.Params, error) {
+func Holders(id Digest, people *Roster, c signoff.Council) (lockbox.Params, error) {
 	p := lockbox.Params{Charter: id}
 	var err error
-	if p.People, err = people.Holders(threshold); err != nil {
+	if p.People, err = people.Holders(); err != nil {
 		return p, err
 	}
 	p.Machines.Threshold = uint16(c.Quorum())
@@ -48,7 +48,7 @@ func (s *State) dealtToPeople(o *Object, blob Digest, deals []lockbox.Deal) (Hol
 	if err != nil {
 		return h, err
 	}
-	if n, t := len(s.People.holding(h)), s.Charter.Threshold; n < t {
+	if n, t := len(s.People.holding(h)), o.Doc.Lockbox.People.Threshold; n < t {
 		return h, fmt.Errorf("%d people of this cluster hold a share, it takes %d; seal anew", n, t)
 	}
 	return h, nil

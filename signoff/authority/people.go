@@ -48,20 +48,20 @@ func (s *State) changePeople(p *signoff.PeopleChange) (*succession, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := s.Charter.Threshold
-	if n := len(r.Members); n > signoff.MaxPeople || n < t {
-		return nil, fmt.Errorf("%d people after it, want %d to %d", n, t, signoff.MaxPeople)
+	if n := len(r.Members); n > signoff.MaxPeople || n < r.Threshold {
+		return nil, fmt.Errorf("%d people after it, want %d to %d", n, r.Threshold, signoff.MaxPeople)
 	}
-	if n := r.canHold(); n < t {
-		return nil, fmt.Errorf("%d of the people after it have an exchange key and can hold a share, opening takes %d", n, t)
+	if n := r.canHold(); n < r.Threshold {
+		return nil, fmt.Errorf("%d of the people after it have an exchange key and can hold a share, opening takes %d", n, r.Threshold)
 	}
-	policy, err := compilePolicy(r, t, s.Policy.Text)
+	policy, err := compilePolicy(r, s.Policy.Text)
 	if err != nil {
 		return nil, fmt.Errorf("the policy in force, with the people after it: %w", err)
 	}
 	policy.Index = s.Policy.Index
 	for _, id := range slices.SortedFunc(maps.Keys(s.Objects), compareDigests) {
 		if o := s.Objects[id]; o.People.Epoch > 0 {
+			t := o.People.Threshold()
 			if n := len(r.holding(o.People)); n < t {
 				return nil, fmt.Errorf("%d of the people after it hold a share of object %s, it takes %d; add first, deal anew (keyturn weights redeal), and remove then", n, id.Short(), t)
 			}
@@ -88,7 +88,15 @@ func (s *State) signersWith(r *Roster) (map[Digest]signer, error) {
 // Changed is the roster after a change. keys are all that ever stood in the
 // cluster, known all tokens that people ever had.
 func (r *Roster) Changed(p *signoff.PeopleChange, development bool, keys signoff.KeySet, known map[Digest]Owned) (*Roster, error) {
-	next := &Roster{Last: r.Last}
+	next := &Roster{Last: r.Last, Threshold: r.Threshold}
+	if p.Threshold != 0 {
+		// Lowered, it would leave objects whose shares those who may now
+		// decide are too few to open.
+		if p.Threshold <= r.Threshold {
+			return nil, fmt.Errorf("the people's threshold is %d and can only rise; %d is asked for", r.Threshold, p.Threshold)
+		}
+		next.Threshold = p.Threshold
+	}
 	for _, m := range r.Members {
 		if slices.Contains(p.Remove, m.ID) {
 			continue
@@ -100,6 +108,11 @@ func (r *Roster) Changed(p *signoff.PeopleChange, development bool, keys signoff
 				return nil, err
 			}
 		}
+		if i := slices.IndexFunc(p.Roles, func(x signoff.RoleChange) bool { return x.Person == m.ID }); i >= 0 {
+			with := *m
+			with.Roles = p.Roles[i].Roles
+			m = &with
+		}
 		next.Members = append(next.Members, m)
 	}
 	for _, id := range p.Remove {
@@ -110,6 +123,11 @@ func (r *Roster) Changed(p *signoff.PeopleChange, development bool, keys signoff
 	for _, t := range p.Tokens {
 		if _, ok := r.Person(t.Person); !ok {
 			return nil, fmt.Errorf("%s, whose tokens are to change, is not a person of this cluster", t.Person)
+		}
+	}
+	for _, x := range p.Roles {
+		if _, ok := r.Person(x.Person); !ok {
+			return nil, fmt.Errorf("%s, whose roles are to change, is not a person of this cluster", x.Person)
 		}
 	}
 	return next, next.join(p.Add, development, keys, known)
@@ -163,6 +181,13 @@ func (m *Member) changed(t signoff.TokenChange, development bool, keys signoff.K
 		next.Spares = tokens[1:]
 	}
 	return &next, next.CheckAlike()
+}
+
+// Opens reports whether the threshold is one under which an object may be
+// sealed: the roster's, or a former one, which a sealer without a network may
+// still have known.
+func (r *Roster) Opens(c *signoff.Charter, threshold int) bool {
+	return threshold >= c.Threshold && threshold <= r.Threshold
 }
 
 // canHold counts the people to whom shares can be dealt.

@@ -2,6 +2,7 @@ package authority_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -368,4 +369,69 @@ func TestAttackPeopleChangeOrphansAnObject(t *testing.T) {
 	l.takes(l.warrant(r))
 	x := l.takes(l.export("bob", object))
 	l.voids(l.decides("n-one", signoff.Approve, x), "no share of object")
+}
+
+// More people's shares open what is sealed from then on; what was sealed before
+// follows when shares are dealt on, and works as it did until then.
+func TestThresholdRises(t *testing.T) {
+	l := ready(t)
+	object := l.sealed("before")
+	more := signoff.PeopleChange{Threshold: 4}
+	l.voids(l.people("alice", more), "an approving set may hold only 3 shares: opening takes 4")
+	stricter := strings.NewReplacer("k: 3,", "k: 4,", "{k: 1, roles: [security, research, leadership, safety]}}\n    veto", "{k: 2, roles: [security, research, leadership, safety]}}\n    veto",
+		"        - atLeast: {k: 1, roles: [", "        - atLeast: {k: 2, roles: [").Replace(signofftest.Policy)
+	p := l.takes(l.policy("alice", stricter))
+	l.approves(p, "bob", "carol", "dave", "erin")
+	l.takes(l.warrant(p))
+	r := l.takes(l.people("alice", more))
+	l.approves(r, "bob", "carol", "dave", "erin")
+	l.takes(l.warrant(r))
+	o := l.state().Objects[object]
+	if params, err := l.state().Holders(); err != nil || params.People.Threshold != 4 || o.People.Threshold() != 3 || !l.state().Displaced(o) {
+		t.Fatalf("sealed now for %d people, %v; from before for %d, to be dealt on: %v", params.People.Threshold, err, o.People.Threshold(), l.state().Displaced(o))
+	}
+	l.voids(l.people("alice", signoff.PeopleChange{Threshold: 3}), "can only rise")
+	l.voids(l.people("alice", signoff.PeopleChange{Threshold: 6}), "5 people after it")
+	l.voids(l.people("alice", l.removes("erin")), "no set of distinct people satisfies the quorum")
+	for _, who := range []string{"alice", "bob", "carol"} {
+		l.takes(l.deals(who, object))
+	}
+	for _, who := range []string{"alice", "bob", "carol", "dave", "erin"} {
+		l.takes(l.custody(who, object))
+	}
+	o = l.state().Objects[object]
+	if o.People.Epoch != 2 || o.People.Threshold() != 4 || l.state().Displaced(o) {
+		t.Fatalf("dealt on: epoch %d, %d shares open it", o.People.Epoch, o.People.Threshold())
+	}
+	l.share("erin", object).Wipe()
+	if again := l.again(); again.StateDigest() != l.fold.StateDigest() {
+		t.Fatal("the same entries folded to another state")
+	}
+}
+
+// Roles are the person's from the change on, for open requests as well.
+func TestRolesChange(t *testing.T) {
+	l := ready(t)
+	open := l.takes(l.export("alice", l.sealed("model")))
+	l.approves(open, "bob", "carol", "dave")
+	if !l.satisfied(open) {
+		t.Fatal("not satisfied as things stand")
+	}
+	become := func(person string, roles ...string) signoff.PeopleChange {
+		return signoff.PeopleChange{Roles: []signoff.RoleChange{{Person: l.id(person), Roles: roles}}}
+	}
+	l.voids(l.people("alice", become("carol", "research")), "the policy in force") // nobody would lead
+	l.voids(l.people("alice", signoff.PeopleChange{Roles: []signoff.RoleChange{{Person: Digest{7}, Roles: []string{"safety"}}}}), "not a person")
+	l.changes(become("alice", "research", "leadership"))
+	l.changes(become("carol", "research"))
+	if l.satisfied(open) {
+		t.Fatal("carol still counts as of leadership")
+	}
+	m, _ := l.state().Person(l.id("carol"))
+	if !slices.Equal(m.Roles, []string{"research"}) || m.Index != 3 {
+		t.Fatalf("carol is %+v", m)
+	}
+	if again := l.again(); again.StateDigest() != l.fold.StateDigest() {
+		t.Fatal("the same entries folded to another state")
+	}
 }

@@ -58,10 +58,14 @@ func (s *State) Redealing(o *Object) *Redeal {
 }
 
 // Displaced reports whether the object's shares are not where the people are:
-// somebody who left holds one, or somebody who is here and can holds none.
+// somebody who left holds one, somebody who is here and can holds none, or fewer
+// of them open the object than now have to.
 func (s *State) Displaced(o *Object) bool {
 	if o.People.Epoch == 0 {
 		return false
+	}
+	if o.People.Threshold() < s.People.Threshold {
+		return true
 	}
 	here := s.People.shareholders()
 	for _, index := range o.People.Holders {
@@ -100,7 +104,7 @@ func (s *State) Lockbox(o *Object) (*lockbox.Redeal, error) {
 	if err != nil {
 		return nil, err
 	}
-	group, err := s.People.Holders(s.Charter.Threshold)
+	group, err := s.People.Holders()
 	return &lockbox.Redeal{Charter: s.ID, Object: o.ID, Side: lockbox.People, From: o.People.Epoch, Epoch: o.People.Epoch + 1, Old: old, Group: group}, err
 }
 

@@ -70,7 +70,7 @@ func (d decision) checkPart(r *signoff.Request) error {
 		}
 		return d.state.nodeKeysUnused(keys)
 	case r.Policy != nil:
-		_, err := compilePolicy(d.state.People, d.state.Charter.Threshold, r.Policy.Policy)
+		_, err := compilePolicy(d.state.People, r.Policy.Policy)
 		return err
 	}
 	return nil
@@ -220,7 +220,7 @@ func (s *State) Display(request Digest) (string, error) {
 }
 
 func (s *State) display(r *Request, rule *policy.Bound) string {
-	in := display.Input{Charter: s.Charter, ID: s.ID, Request: r.Doc, Digest: r.ID, Rule: rule, People: map[Digest]*signoff.Person{}, Left: map[Digest]string{},
+	in := display.Input{Charter: s.Charter, ID: s.ID, Request: r.Doc, Digest: r.ID, Rule: rule, People: map[Digest]*signoff.Person{}, Left: map[Digest]string{}, Shares: s.People.Threshold,
 		Council: s.Council(), Term: s.Term().Number, Objects: map[Digest]*signoff.Object{}, Nodes: map[Digest]display.Node{}, Halts: map[Digest]*signoff.Halt{}}
 	for _, id := range r.Doc.Objects() {
 		if o, ok := s.Objects[id]; ok {
@@ -257,6 +257,9 @@ func (s *State) display(r *Request, rule *policy.Bound) string {
 	case r.Doc.People != nil:
 		for _, id := range r.Doc.People.Remove {
 			person(id)
+		}
+		for _, x := range r.Doc.People.Roles {
+			person(x.Person)
 		}
 		for _, t := range r.Doc.People.Tokens {
 			person(t.Person)

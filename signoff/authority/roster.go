@@ -12,9 +12,10 @@ import (
 // A Roster is who the people are: those of the charter, until a warrant
 // changes it. Records of it are replaced, never changed.
 type Roster struct {
-	Index   uint64    `json:"index"`   // of the entry that made it
-	Members []*Member `json:"members"` // ascending by share index
-	Last    uint16    `json:"last"`    // highest share index ever given; none is given twice
+	Index     uint64    `json:"index"`     // of the entry that made it
+	Members   []*Member `json:"members"`   // ascending by share index
+	Last      uint16    `json:"last"`      // highest share index ever given; none is given twice
+	Threshold int       `json:"threshold"` // t: people's shares that open what is sealed for it
 }
 
 // A Member is a person of the roster.
@@ -35,7 +36,7 @@ type Owned struct {
 // Founders is the roster that a log begins with: the charter's people in its
 // order.
 func Founders(c *signoff.Charter) *Roster {
-	r := &Roster{}
+	r := &Roster{Threshold: c.Threshold}
 	for _, p := range c.People {
 		r.Last++
 		r.Members = append(r.Members, &Member{ID: p.ID(), Index: r.Last, Person: p})
@@ -63,8 +64,8 @@ func (r *Roster) Named(name string) (*Member, bool) {
 
 // Holders is the people's side of what is sealed for this roster. A spare
 // token gets the share of its person's first; who only signs gets none.
-func (r *Roster) Holders(threshold int) (lockbox.Group, error) {
-	g := lockbox.Group{Threshold: uint16(threshold)}
+func (r *Roster) Holders() (lockbox.Group, error) {
+	g := lockbox.Group{Threshold: uint16(r.Threshold)}
 	for _, m := range r.Members {
 		for i, t := range m.Tokens() {
 			if !t.HoldsShare() {

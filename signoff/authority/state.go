@@ -146,6 +146,15 @@ func (h Holding) Sharing(epoch uint32) (lockbox.Sharing, error) {
 	return h.Sharings[epoch-1], nil
 }
 
+// Threshold is how many shares open the object in the epoch in force; 0 while
+// none are dealt.
+func (h Holding) Threshold() int {
+	if len(h.Sharings) == 0 {
+		return 0
+	}
+	return h.Sharings[len(h.Sharings)-1].Threshold()
+}
+
 // A Node is an enrolled machine.
 type Node struct {
 	ID        Digest       `json:"id"`

@@ -112,7 +112,7 @@ func (d decision) effect(r *Request) ([]change, error) {
 		n.Retired = true
 		return []change{putNode(&n)}, nil
 	case doc.Policy != nil:
-		p, err := compilePolicy(s.People, s.Charter.Threshold, doc.Policy.Policy)
+		p, err := compilePolicy(s.People, doc.Policy.Policy)
 		if err != nil {
 			return nil, err
 		}

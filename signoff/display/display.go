@@ -38,6 +38,7 @@ type Input struct {
 	Rule    *policy.Bound
 	People  map[dsse.Digest]*signoff.Person // who belongs, by id
 	Left    map[dsse.Digest]string          // names of those who belonged once
+	Shares  int                             // of people, that open what is sealed now
 	Council signoff.Council                 // in office
 	Term    uint32                          // its number
 	Objects map[dsse.Digest]*signoff.Object
@@ -142,6 +143,17 @@ func (in Input) people(w *writer, c *signoff.PeopleChange) {
 		if t.Add != nil {
 			token(w, *t.Add)
 		}
+	}
+	for _, x := range c.Roles {
+		w.field("roles of", "%s", in.person(x.Person))
+		if p := in.People[x.Person]; p != nil {
+			w.prose("", "were "+safe(strings.Join(p.Roles, ", ")))
+		}
+		w.prose("", "then "+safe(strings.Join(x.Roles, ", ")))
+	}
+	if c.Threshold != 0 {
+		w.field("opening", "takes %d people's shares from then on, %d now", c.Threshold, in.Shares)
+		w.field("", "objects from before follow by keyturn weights redeal")
 	}
 	w.field("effect", "who joins can approve and be dealt shares; who leaves counts no longer")
 }

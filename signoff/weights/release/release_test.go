@@ -409,6 +409,16 @@ func TestVerifyFollowsChangesOfPeople(t *testing.T) {
 	if m, ok := r.People.Named("frank"); !ok || m.Index != 6 || len(r.People.Members) != 5 {
 		t.Fatalf("people after the changes: %+v", r.People.Members)
 	}
+	// An object from before more shares were asked for opens with as many as it
+	// was sealed for.
+	b.People = append(b.People, changed(w, w.Group, signoff.PeopleChange{Threshold: 4}))
+	if r, err = again(t, b).Verify(w.ID); err != nil || r.People.Threshold != 4 {
+		t.Fatalf("after the threshold rose: %v", err)
+	}
+	b.People = append(b.People, changed(w, w.Group, signoff.PeopleChange{Threshold: 3}))
+	if _, err := again(t, b).Verify(w.ID); err == nil || !strings.Contains(err.Error(), "can only rise") {
+		t.Fatalf("got %v, want a lower threshold refused", err)
+	}
 }
 
 func TestAttackForgedChangeOfPeople(t *testing.T) {

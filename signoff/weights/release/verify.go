@@ -187,9 +187,9 @@ func (v *verifier) object() error {
 		}
 	}
 	// It was sealed in one of the terms; which one, the shares show.
-	t, q := v.r.Charter.Threshold, o.Lockbox.Machines.Threshold
-	if o.Lockbox.People.Threshold != t || !slices.ContainsFunc(v.councils, func(c signoff.Council) bool { return c.Quorum() == q }) {
-		return fmt.Errorf("lockbox thresholds %d and %d, it takes %d people and %d notaries", o.Lockbox.People.Threshold, q, t, v.office().Quorum())
+	t, q := o.Lockbox.People.Threshold, o.Lockbox.Machines.Threshold
+	if !v.r.People.Opens(v.r.Charter, t) || !slices.ContainsFunc(v.councils, func(c signoff.Council) bool { return c.Quorum() == q }) {
+		return fmt.Errorf("lockbox thresholds %d and %d, it takes %d people and %d notaries", t, q, v.r.People.Threshold, v.office().Quorum())
 	}
 	v.r.ObjectID, v.r.Object = s.Digest(), o
 	return nil
@@ -446,7 +446,11 @@ func (v *verifier) approvals() error {
 			return fmt.Errorf("a share of epoch %d among shares of epoch %d, with later commitments given: %v", e, v.r.people[0].where.Epoch, v.r.sharing != nil)
 		}
 	}
-	if t := v.r.Charter.Threshold; len(v.r.people) < t {
+	t := v.r.Object.Lockbox.People.Threshold
+	if v.r.sharing != nil {
+		t = v.r.sharing.Threshold()
+	}
+	if len(v.r.people) < t {
 		return fmt.Errorf("%d people's shares, it takes %d", len(v.r.people), t)
 	}
 	return nil
