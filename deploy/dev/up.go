@@ -59,6 +59,7 @@ func (s *stage) writePids() error {
 	}
 	for _, p := range s.tpms {
 		fmt.Fprintln(&b, p.Pid())
+		fmt.Fprintln(&b, strings.TrimPrefix(p.Path, "unix:"))
 	}
 	return os.WriteFile(s.path("pids"), []byte(b.String()), 0o644)
 }
@@ -71,6 +72,11 @@ func (s *stage) down() error {
 	}
 	lines := strings.Fields(string(b))
 	for i := len(lines) - 1; i >= 0; i-- {
+		if filepath.IsAbs(lines[i]) { // a TPM's socket, which it leaves
+			defer os.Remove(lines[i])
+			defer os.Remove(lines[i] + ".ctrl")
+			continue
+		}
 		pid, err := strconv.Atoi(lines[i])
 		if err != nil || pid <= 1 || !s.ours(pid) {
 			continue
