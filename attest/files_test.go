@@ -1,9 +1,12 @@
 package attest
 
 import (
+	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/sha1"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
@@ -55,15 +58,21 @@ func running(t *testing.T) *runningNode {
 }
 
 // measures appends an ima-ng entry and extends it.
-func (n *runningNode) measures(path string, digest [32]byte) {
+func (n *runningNode) measures(path string, digest [32]byte) { n.appends("ima-ng", path, digest) }
+
+// appends appends an entry, of ima-sig with a signature, and extends it.
+func (n *runningNode) appends(name, path string, digest [32]byte, signature ...byte) {
 	sized := func(dst, b []byte) []byte {
 		return append(binary.LittleEndian.AppendUint32(dst, uint32(len(b))), b...)
 	}
 	data := sized(nil, append([]byte("sha256:\x00"), digest[:]...))
 	data = sized(data, append([]byte(path), 0))
+	if name == "ima-sig" {
+		data = sized(data, signature)
+	}
 	template := sha1.Sum(data)
 	n.list = binary.LittleEndian.AppendUint32(n.list, 10)
-	n.list = sized(sized(append(n.list, template[:]...), []byte("ima-ng")), data)
+	n.list = sized(sized(append(n.list, template[:]...), []byte(name)), data)
 	extended := sha256.Sum256(data)
 	n.pcr = sha256.Sum256(slices.Concat(n.pcr[:], extended[:]))
 }
@@ -211,6 +220,55 @@ func TestAttackFileThatNoRuleAllows(t *testing.T) {
 	}
 }
 
+// Files that a vendor signed pass below the vendor's path, and nothing else does.
+func TestFilesBySignature(t *testing.T) {
+	vendor, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(vendor.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed := func(content string) []byte { // struct signature_v2_hdr of the kernel
+		d := digestOfFile(content)
+		sig, err := ecdsa.SignASN1(rand.Reader, vendor, d[:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return append([]byte{3, 2, 4, 0, 0, 0, 0, 0, byte(len(sig))}, sig...)
+	}
+	n := running(t)
+	set := n.allows(1, map[string]string{"/usr/bin/train": "train"})
+	set.IMA.Signed = []ima.Signed{{Below: "/opt/vendor/", Keys: [][]byte{der}}}
+	text, err := set.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if set, err = ParseReferenceSet(text); err != nil {
+		t.Fatal(err)
+	}
+	n.measures("/usr/bin/train", digestOfFile("train"))
+	n.appends("ima-sig", "/opt/vendor/lib/a.so", digestOfFile("a"), signed("a")...)
+	if v := n.judged(t, n.list, 0, nil, set); !v.Passed() || v.IMA.Entries != 3 {
+		t.Fatalf("a signed file: %s", v.Reason)
+	}
+	for name, c := range map[string]struct {
+		path, content string
+		signature     []byte
+		want          string
+	}{
+		"AttackUnsigned":                  {"/opt/vendor/lib/b.so", "b", nil, "has none"},
+		"AttackSignatureOfAnotherFile":    {"/opt/vendor/lib/b.so", "b", signed("a"), "none of 1 keys made it"},
+		"AttackSignedOutsideTheirPath":    {"/usr/bin/b", "b", signed("b"), "no rule allows it"},
+		"AttackSignedUnderAnApprovedPath": {"/usr/bin/train", "b", signed("b"), "no rule allows it"},
+	} {
+		m := *n
+		m.appends("ima-sig", c.path, digestOfFile(c.content), c.signature...)
+		t.Run(name, func(t *testing.T) { refused(t, m.judged(t, m.list, 0, nil, set), c.want) })
+	}
+}
+
 // Root removes from the list what it did, or shows the list of before.
 func TestAttackListEditedOrShrunk(t *testing.T) {
 	n := running(t)
@@ -259,7 +317,7 @@ func TestReferenceSetRules(t *testing.T) {
 		"a value for PCR 10": {func(r *ReferenceSet) { r.PCRs = map[int][]Digest{10: {{1}}} }, "grows while a machine runs"},
 		"empty rules":        {func(r *ReferenceSet) { r.IMA = &ima.Rules{} }, "allow nothing"},
 		"SHA-1":              {func(r *ReferenceSet) { r.IMA = &ima.Rules{Digests: []string{"sha1:" + strings.Repeat("0", 40)}} }, "want sha256"},
-		"signed, no keyring": {func(r *ReferenceSet) { r.IMA = &ima.Rules{Signed: true} }, "no keyring"},
+		"signed, no keyring": {func(r *ReferenceSet) { r.IMA = &ima.Rules{Signed: []ima.Signed{{Below: "/"}}} }, "a keyring of 0 keys"},
 	} {
 		r := *good
 		c.edit(&r)

@@ -63,7 +63,7 @@ func (r *ReferenceSet) Marshal() ([]byte, error) {
 func (r *ReferenceSet) Validate() error {
 	err := r.sound()
 	if err == nil && r.IMA != nil {
-		_, err = ima.NewJudge(*r.IMA, nil)
+		_, err = ima.NewJudge(*r.IMA)
 	}
 	if err != nil {
 		return fmt.Errorf("attest: reference set %q version %d: %w", r.Name, r.Version, err)
@@ -157,7 +157,7 @@ func compileRules(r ima.Rules) (c fileRules) {
 	text, err := json.Marshal(r, json.Deterministic(true))
 	if err == nil {
 		c.digest = sha256.Sum256(text)
-		c.judge, err = ima.NewJudge(r, nil)
+		c.judge, err = ima.NewJudge(r)
 	}
 	c.err = err
 	return c

@@ -31,7 +31,7 @@ func Example() {
 	judge, err := ima.NewJudge(ima.Rules{
 		Digests: []string{"sha256:dbea8ba031621b505023a30fb99fbfdd22aa24d1c78aa8ea83f19c31f0bbcaff"},
 		Ignore:  []string{"/tmp/"},
-	}, nil)
+	})
 	if err != nil {
 		log.Fatal(err)
 	}

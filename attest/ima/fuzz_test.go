@@ -22,7 +22,7 @@ func FuzzParse(f *testing.F) {
 		f.Add(m.binary())
 		f.Add(bytes.TrimSpace(m.ascii()))
 	}
-	judge, err := NewJudge(Rules{Digests: []string{"sha256:0000000000000000000000000000000000000000000000000000000000000000"}}, nil)
+	judge, err := NewJudge(Rules{Digests: []string{"sha256:0000000000000000000000000000000000000000000000000000000000000000"}})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -77,7 +77,7 @@ func FuzzRules(f *testing.F) {
 	f.Add([]byte(`{"files":{"/bin/a":[]},"signed":false}`))
 	e := parseOne(f, file("/bin/never", [32]byte{0x5e}, nil))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		judge, err := ParseRules(data, nil)
+		judge, err := ParseRules(data)
 		if err != nil {
 			return
 		}

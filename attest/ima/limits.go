@@ -11,7 +11,9 @@ const (
 	imaName     = 255      // bytes of a file's name in the template "ima"
 	minRSA      = 2048     // bits of a key that signs files
 	maxRSA      = 4096
-	maxKeys     = 64 // of a keyring; each signature may be tried with all
+	maxKeys     = 64      // of a keyring; each signature may be tried with all
+	maxSigned   = 16      // rules for signed files
+	maxGood     = 1 << 17 // signatures remembered, some 100 bytes each
 
 	typicalEntry = 128 // bytes of an entry, to make room with; no bound
 )

@@ -1,10 +1,15 @@
 package ima
 
 import (
+	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"github.com/go-json-experiment/json"
 )
@@ -15,18 +20,27 @@ import (
 type Rules struct {
 	Files   map[string][]string `json:"files"`   // path to the digests allowed there
 	Digests []string            `json:"digests"` // allowed under any path
-	Signed  bool                `json:"signed"`  // a good signature by the keyring will do
+	Signed  []Signed            `json:"signed"`  // allowed by a signature that the list carries
 	Ignore  []string            `json:"ignore"`  // paths not judged at all; those that end in / stand for all below
+}
+
+// Signed allows what lies below a path and carries a good file signature by one of
+// the keys: see [Keyring.Verify]. A signature is over content alone: what was
+// signed for one path, or is an old version with a known hole, passes under any
+// path below.
+type Signed struct {
+	Below string   `json:"below"` // begins and ends in /
+	Keys  [][]byte `json:"keys"`  // SubjectPublicKeyInfo, DER, as [Keyring.Marshal] gives
 }
 
 // ParseRules reads Rules from JSON and compiles them. Unknown and duplicate
 // members are refused.
-func ParseRules(data []byte, keys *Keyring) (*Judge, error) {
+func ParseRules(data []byte) (*Judge, error) {
 	var r Rules
 	if err := json.Unmarshal(data, &r, json.RejectUnknownMembers(true)); err != nil {
 		return nil, fmt.Errorf("ima: rules: %w", err)
 	}
-	return NewJudge(r, keys)
+	return NewJudge(r)
 }
 
 // A Judge is compiled Rules. It is safe for concurrent use.
@@ -34,8 +48,24 @@ type Judge struct {
 	allowed map[judged]bool
 	exact   map[string]bool // paths not judged
 	below   []string        // path prefixes not judged
-	signed  bool
-	keys    *Keyring
+	signed  []signed
+
+	// The nodes of a fleet run the same signed files, and a signature costs a
+	// hundred times a look: good ones are remembered, up to maxGood.
+	good  sync.Map // of signature
+	goods atomic.Int64
+}
+
+// signed is a compiled Signed.
+type signed struct {
+	below string
+	keys  *Keyring
+}
+
+// signature is a digest with a signature that is good under the rule of that place.
+type signature struct {
+	rule int
+	sum  [32]byte
 }
 
 // judged is a digest allowed under a path, or under any if the path is empty.
@@ -43,13 +73,14 @@ type judged struct {
 	path, algorithm, digest string // digest as raw bytes
 }
 
-// NewJudge compiles rules. The keyring is needed if they allow signed files, and may
-// be nil otherwise. Rules that allow nothing are refused, as are ones with a
-// malformed or weak digest or an empty path.
-func NewJudge(r Rules, keys *Keyring) (*Judge, error) {
-	j := &Judge{allowed: make(map[judged]bool), exact: make(map[string]bool), signed: r.Signed, keys: keys}
-	if r.Signed && (keys == nil || len(keys.keys) == 0) {
-		return nil, errors.New("ima: the rules allow signed files, and there is no keyring")
+// NewJudge compiles rules. Rules that allow nothing are refused, as are ones with a
+// malformed or weak digest or key or an empty path.
+func NewJudge(r Rules) (*Judge, error) {
+	j := &Judge{allowed: make(map[judged]bool), exact: make(map[string]bool)}
+	for _, s := range r.Signed {
+		if err := j.trust(s); err != nil {
+			return nil, err
+		}
 	}
 	for _, digest := range r.Digests {
 		if err := j.allow("", digest); err != nil {
@@ -76,7 +107,7 @@ func NewJudge(r Rules, keys *Keyring) (*Judge, error) {
 			j.exact[path] = true
 		}
 	}
-	if len(j.allowed) == 0 && !j.signed {
+	if len(j.allowed) == 0 && len(j.signed) == 0 {
 		return nil, errors.New("ima: the rules allow nothing")
 	}
 	return j, nil
@@ -93,6 +124,29 @@ func (j *Judge) allow(path, digest string) error {
 		return fmt.Errorf("ima: rule with digest %.150q: want %d lower-case hex digits", digest, 2*h.size)
 	}
 	j.allowed[judged{path, algorithm, string(raw)}] = true
+	return nil
+}
+
+func (j *Judge) trust(s Signed) error {
+	if !strings.HasPrefix(s.Below, "/") || !strings.HasSuffix(s.Below, "/") {
+		return fmt.Errorf("ima: rule for signed files below %.80q: want a path that begins and ends in /", s.Below)
+	}
+	if len(j.signed) == maxSigned {
+		return fmt.Errorf("ima: more than %d rules for signed files", maxSigned)
+	}
+	var keys []crypto.PublicKey
+	for i, der := range s.Keys {
+		key, err := x509.ParsePKIXPublicKey(der)
+		if err != nil {
+			return fmt.Errorf("ima: rule for signed files below %.80q, key %d: %w", s.Below, i, err)
+		}
+		keys = append(keys, key)
+	}
+	ring, err := NewKeyring(keys...)
+	if err != nil {
+		return fmt.Errorf("ima: rule for signed files below %.80q: %w", s.Below, err)
+	}
+	j.signed = append(j.signed, signed{s.Below, ring})
 	return nil
 }
 
@@ -144,13 +198,30 @@ func (j *Judge) judge(e *Entry) string {
 	if j.allowed[judged{path, e.Algorithm, digest}] || j.allowed[judged{"", e.Algorithm, digest}] || j.ignored(path) {
 		return ""
 	}
-	if !j.signed {
-		return "no rule allows it"
+	return j.verify(path, e)
+}
+
+// verify returns why no signature that a rule asks for allows the entry.
+func (j *Judge) verify(path string, e *Entry) string {
+	reason := "no rule allows it"
+	for i, rule := range j.signed {
+		if !under(path, rule.below) {
+			continue
+		}
+		known := signature{i, sha256.Sum256(fmt.Appendf(nil, "%s %x %x", e.Algorithm, e.FileDigest, e.Signature))}
+		if _, ok := j.good.Load(known); ok {
+			return ""
+		}
+		if err := rule.keys.verify(e); err != nil {
+			reason = "no rule allows it, and its signature does not: " + err.Error()
+			continue
+		}
+		if j.goods.Add(1) <= maxGood {
+			j.good.Store(known, nil)
+		}
+		return ""
 	}
-	if err := j.keys.verify(e); err != nil {
-		return "no rule allows it, and its signature does not: " + err.Error()
-	}
-	return ""
+	return reason
 }
 
 // ignored takes paths as they are; one with . or .. in it is judged.
@@ -159,9 +230,15 @@ func (j *Judge) ignored(path string) bool {
 		return true
 	}
 	for _, prefix := range j.below {
-		if strings.HasPrefix(path, prefix) && !strings.Contains(path, "/../") && !strings.HasSuffix(path, "/..") {
+		if under(path, prefix) {
 			return true
 		}
 	}
 	return false
+}
+
+// under reports whether path lies below prefix, which ends in /. A path that goes
+// up lies nowhere.
+func under(path, prefix string) bool {
+	return strings.HasPrefix(path, prefix) && !strings.Contains(path, "/../") && !strings.HasSuffix(path, "/..")
 }

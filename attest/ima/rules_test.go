@@ -52,7 +52,7 @@ func TestRules(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			judge, err := NewJudge(tt.rules, nil)
+			judge, err := NewJudge(tt.rules)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -68,13 +68,14 @@ func TestRules(t *testing.T) {
 
 func TestRulesRefused(t *testing.T) {
 	good := `"sha256:` + hex.EncodeToString(sum32[:]) + `"`
-	if _, err := ParseRules([]byte(`{"files":{"/bin/a":[`+good+`]},"digests":[],"signed":false,"ignore":[]}`), nil); err != nil {
+	if _, err := ParseRules([]byte(`{"files":{"/bin/a":[` + good + `]},"digests":[],"signed":[],"ignore":[]}`)); err != nil {
 		t.Fatal(err)
 	}
 	for _, text := range []string{
 		``, `null`, `[]`, `{}`,
 		`{"ignore":["/tmp/"]}`,
 		`{"signed":true}`,
+		`{"signed":[]}`,
 		`{"digests":[` + good + `],"Digests":[]}`,
 		`{"digests":[` + good + `],"digests":[]}`,
 		`{"digests":["` + strings.Repeat("00", 32) + `"]}`,
@@ -88,7 +89,7 @@ func TestRulesRefused(t *testing.T) {
 		`{"digests":[` + good + `],"ignore":[""]}`,
 		`{"digests":[` + good + `],"ignore":["tmp/"]}`,
 	} {
-		if _, err := ParseRules([]byte(text), nil); err == nil {
+		if _, err := ParseRules([]byte(text)); err == nil {
 			t.Errorf("%s: accepted", text)
 		}
 	}

@@ -61,6 +61,18 @@ func ParseKeyring(data []byte) (*Keyring, error) {
 	return NewKeyring(keys...)
 }
 
+// Marshal gives the keys as [Signed] names them.
+func (k *Keyring) Marshal() (out [][]byte, err error) {
+	for _, key := range k.keys {
+		der, err := x509.MarshalPKIXPublicKey(key)
+		if err != nil {
+			return nil, fmt.Errorf("ima: %w", err)
+		}
+		out = append(out, der)
+	}
+	return out, nil
+}
+
 func parseKey(block *pem.Block) (crypto.PublicKey, error) {
 	switch block.Type {
 	case "PUBLIC KEY":

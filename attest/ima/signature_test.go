@@ -10,7 +10,12 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/pem"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -47,6 +52,16 @@ func mustKeyring(t testing.TB, keys ...crypto.PublicKey) *Keyring {
 		t.Fatal(err)
 	}
 	return k
+}
+
+// signedBelow are rules that allow what the keys signed below a path.
+func signedBelow(t testing.TB, below string, keys *Keyring) Rules {
+	t.Helper()
+	ders, err := keys.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Rules{Signed: []Signed{{below, ders}}}
 }
 
 func TestSignatures(t *testing.T) {
@@ -103,7 +118,7 @@ func TestAttackSignatures(t *testing.T) {
 		{"SHA-1", made{pcr: PCR, template: "ima-sig", fields: [][]byte{digestNG("sha1", sha1Digest), []byte("/bin/a\x00"), sign(t, r, 2, crypto.SHA1, sha1Digest)}}, "hash algorithm 2"},
 		{"fs-verity", made{pcr: PCR, template: "ima-sigv2", fields: [][]byte{append([]byte("verity:"), digestNG("sha256", sum32[:])...), []byte("/bin/a\x00"), good}}, "fs-verity"},
 	}
-	judge, err := NewJudge(Rules{Signed: true}, keys)
+	judge, err := NewJudge(signedBelow(t, "/", keys))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,6 +181,120 @@ func TestKeyring(t *testing.T) {
 	for _, text := range []string{"", "x", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"} {
 		if _, err := ParseKeyring([]byte(text)); err == nil {
 			t.Errorf("%q: accepted", text)
+		}
+	}
+}
+
+// Each rule has its own path and its own keys; nothing else makes a signature count.
+func TestSignedRules(t *testing.T) {
+	r, e := newKeys(t)
+	rules := signedBelow(t, "/usr/", mustKeyring(t, r.Public()))
+	rules.Signed = append(rules.Signed, signedBelow(t, "/opt/vendor/", mustKeyring(t, e.Public())).Signed...)
+	rules.Digests = []string{"sha256:" + strings.Repeat("0", 64)}
+	judge, err := NewJudge(rules)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := sign(t, r, 4, crypto.SHA256, sum32[:]), sign(t, e, 4, crypto.SHA256, sum32[:])
+	for _, tt := range []struct {
+		name  string
+		entry made
+		want  string // empty: allowed
+	}{
+		{"ours", file("/usr/bin/a", sum32, ours), ""},
+		{"ours again", file("/usr/bin/a", sum32, ours), ""},
+		{"ours at another path", file("/usr/lib/b", sum32, ours), ""},
+		{"theirs", file("/opt/vendor/a", sum32, theirs), ""},
+		{"unsigned, digest named", file("/usr/bin/c", [32]byte{}, nil), ""},
+		{"AttackOursElsewhere", file("/opt/vendor/a", sum32, ours), "none of 1 keys made it"},
+		{"AttackTheirsElsewhere", file("/usr/bin/a", sum32, theirs), "none of 1 keys made it"},
+		{"AttackOutsideAnyRule", file("/home/x/a", sum32, ours), "no rule allows it"},
+		{"AttackUpAndOut", file("/usr/../home/a", sum32, ours), "no rule allows it"},
+		{"AttackNotBelow", file("/usr", sum32, ours), "no rule allows it"},
+		{"AttackUnsigned", file("/usr/bin/a", sum32, nil), "has none"},
+		{"AttackRememberedForAnotherDigest", file("/usr/bin/a", [32]byte{9}, ours), "none of 1 keys made it"},
+	} {
+		entry := parseOne(t, tt.entry)
+		err := judge.Check([]Entry{entry})
+		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: got %v, want %q", tt.name, err, tt.want)
+		}
+	}
+	if n := judge.goods.Load(); n != 2 { // of the two rules: a signature is of content, not of a path
+		t.Errorf("%d good signatures are remembered, want 2", n)
+	}
+}
+
+func TestSignedRulesRefused(t *testing.T) {
+	r, _ := newKeys(t)
+	good := signedBelow(t, "/usr/", mustKeyring(t, r.Public())).Signed[0]
+	short, err := rsa.GenerateKey(rand.Reader, 1024)
+	if err != nil {
+		t.Fatal(err)
+	}
+	weak, err := x509.MarshalPKIXPublicKey(short.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		rule Signed
+		want string
+	}{
+		"no key":        {Signed{Below: "/usr/"}, "0 keys"},
+		"no path":       {Signed{Keys: good.Keys}, "begins and ends in /"},
+		"a file":        {Signed{"/usr/bin/a", good.Keys}, "begins and ends in /"},
+		"relative":      {Signed{"usr/", good.Keys}, "begins and ends in /"},
+		"no key at all": {Signed{"/usr/", [][]byte{{1, 2, 3}}}, "key 0"},
+		"a weak key":    {Signed{"/usr/", [][]byte{weak}}, "1024 bits"},
+	} {
+		if _, err := NewJudge(Rules{Signed: []Signed{tt.rule}}); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: got %v, want %q", name, err, tt.want)
+		}
+	}
+	if _, err := NewJudge(Rules{Signed: slices.Repeat([]Signed{good}, maxSigned+1)}); err == nil {
+		t.Error("any number of rules is taken")
+	}
+}
+
+// What evmctl of ima-evm-utils signs is what counts on real machines.
+func TestSignaturesOfEvmctl(t *testing.T) {
+	if _, err := exec.LookPath("evmctl"); err != nil {
+		t.Skip("no evmctl here: install ima-evm-utils")
+	}
+	r, _ := newKeys(t)
+	e, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []crypto.Signer{r, e} {
+		der, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keyFile := filepath.Join(t.TempDir(), "key.pem")
+		if err := os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("evmctl", "sign_hash", "--hashalgo", "sha256", "--key", keyFile)
+		cmd.Stdin = strings.NewReader(hex.EncodeToString(sum32[:]) + "  /usr/bin/a\n")
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		words := strings.Fields(string(out))
+		signature, err := hex.DecodeString(words[len(words)-1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		judge, err := NewJudge(signedBelow(t, "/usr/", mustKeyring(t, key.Public())))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := judge.Check([]Entry{parseOne(t, file("/usr/bin/a", sum32, signature))}); err != nil {
+			t.Error(err)
+		}
+		if err := judge.Check([]Entry{parseOne(t, file("/usr/bin/a", [32]byte{9}, signature))}); err == nil {
+			t.Error("another digest passes under it")
 		}
 	}
 }

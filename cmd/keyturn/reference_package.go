@@ -41,6 +41,7 @@ type packageFlags struct {
 	from    string
 	ignore  []string
 	digests []string
+	signed  []string
 	split   bool
 }
 
@@ -56,7 +57,9 @@ may execute, map as code, load as a module or as firmware.
 With --boot, the images in the order in which they start, such as shim, GRUB and
 kernel, it predicts PCR 4. With --out it writes a reference set: PCR 4 if --boot
 is given, the values of another set if --pcrs-from names it, and the files as
-rules for the kernel's measurement list. What else runs on the machine has to be
+rules for the kernel's measurement list. --signed allows whatever a key signed
+(evmctl ima_sign, or the distribution) below a path: a signature is of content, so
+an old signed file with a known hole passes as well. What else runs on the machine has to be
 in the rules as well, or it is refused: give all packages at once.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			all, err := p.read(cmd.Context(), args)
@@ -85,6 +88,7 @@ in the rules as well, or it is refused: give all packages at once.`,
 	f.StringVar(&p.from, "pcrs-from", "", "reference set whose PCR values the new one takes over")
 	f.StringSliceVar(&p.ignore, "ignore", nil, "paths that are not judged; one that ends in / stands for all below")
 	f.StringSliceVar(&p.digests, "digest", nil, "digests that are allowed under any path, sha256:HEX")
+	f.StringArrayVar(&p.signed, "signed", nil, "BELOW/=FILE: whatever below that path carries a signature by a key or certificate in the file (PEM)")
 	f.BoolVar(&p.split, "split-usr", false, "the machine's /bin and /lib are not links into /usr")
 	return cmd
 }
@@ -164,10 +168,14 @@ func (p *packageFlags) ofTree(t *tree.Tree, pcr4 []attest.Digest, now time.Time)
 	if len(set.PCRs) == 0 {
 		return nil, usage(errors.New("a set names at least one PCR: give --boot, --pcrs-from, or both"))
 	}
-	if len(t.Files) == 0 && len(p.digests) == 0 {
+	signed, err := p.signers()
+	if err != nil {
+		return nil, err
+	}
+	if len(t.Files) == 0 && len(p.digests) == 0 && len(signed) == 0 {
 		return set, set.Validate() // of boot loaders and kernels alone: files are not judged
 	}
-	set.IMA = &ima.Rules{Files: map[string][]string{}, Digests: p.digests, Ignore: p.ignore}
+	set.IMA = &ima.Rules{Files: map[string][]string{}, Digests: p.digests, Signed: signed, Ignore: p.ignore}
 	for _, f := range t.Files {
 		digest := attest.Digest(f.Digest).String()
 		if !slices.Contains(set.IMA.Files[f.Path], digest) {
@@ -175,6 +183,30 @@ func (p *packageFlags) ofTree(t *tree.Tree, pcr4 []attest.Digest, now time.Time)
 		}
 	}
 	return set, set.Validate()
+}
+
+// signers reads the rules for signed files.
+func (p *packageFlags) signers() (out []ima.Signed, err error) {
+	for _, spec := range p.signed {
+		below, file, ok := strings.Cut(spec, "=")
+		if !ok || file == "" {
+			return nil, usage(fmt.Errorf("--signed %q: want BELOW/=FILE", spec))
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		keys, err := ima.ParseKeyring(text)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		ders, err := keys.Marshal()
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, ima.Signed{Below: below, Keys: ders})
+	}
+	return out, nil
 }
 
 func viewTree(t *tree.Tree, pcr4 []attest.Digest) packageView {

@@ -78,6 +78,12 @@ func setText(w writer, v setView, now time.Time) {
 		fmt.Fprintln(w, "NOT JUDGED   files: what runs after the boot")
 	} else {
 		fmt.Fprintf(w, "files        %d paths, and %d digests under any path\n", len(v.IMA.Files), len(v.IMA.Digests))
+		for _, s := range v.IMA.Signed {
+			fmt.Fprintf(w, "             whatever is signed below %s\n", strconv.QuoteToASCII(s.Below))
+			for _, key := range s.Keys {
+				fmt.Fprintf(w, "             by key %s\n", dsse.Digest(sha256.Sum256(key)))
+			}
+		}
 		for _, path := range v.IMA.Ignore {
 			fmt.Fprintf(w, "NOT JUDGED   %s\n", strconv.QuoteToASCII(path))
 		}

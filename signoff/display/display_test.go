@@ -135,7 +135,7 @@ func adopting(t testing.TB, version uint64) display.Input {
 	})
 	in.Set, in.InForce = set("rack-a", version, map[int][]string{4: {"kernel 3", "kernel 4"}, 7: {"keys"}}), inForce()
 	in.Set.IMA = &ima.Rules{Files: map[string][]string{"/usr/bin/train": {sum("train 2")}, "/usr/bin/a path\nset": {sum("odd")}, "/usr/bin/sh": {sum("sh")}},
-		Digests: []string{sum("anywhere")}, Ignore: []string{"/var/log/"}}
+		Digests: []string{sum("anywhere")}, Signed: []ima.Signed{{Below: "/opt/vendor/", Keys: [][]byte{[]byte("vendor's key")}}}, Ignore: []string{"/var/log/"}}
 	in.InForce[0].Set.IMA = &ima.Rules{Files: map[string][]string{"/usr/bin/train": {sum("train 1")}, "/usr/bin/sh": {sum("sh")}}}
 	return in
 }

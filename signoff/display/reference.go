@@ -2,6 +2,7 @@ package display
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"fmt"
 	"maps"
 	"slices"
@@ -108,16 +109,20 @@ func files(w *writer, now, before *ima.Rules) {
 	}
 }
 
-// A fileRule is a path with a digest, a digest under any path (""), or a path that
-// is not judged (no digest).
-type fileRule struct{ path, digest string }
+// A fileRule is a path with a digest, a digest under any path (""), a path that
+// is not judged (no digest), or a path below which files count that a key signed.
+type fileRule struct{ path, digest, key string }
 
 func (r fileRule) compare(other fileRule) int {
-	return cmp.Or(cmp.Compare(r.path, other.path), cmp.Compare(r.digest, other.digest))
+	return cmp.Or(cmp.Compare(r.path, other.path), cmp.Compare(r.digest, other.digest), cmp.Compare(r.key, other.key))
 }
 
 func (r fileRule) show(w *writer, name string) {
 	switch {
+	case r.key != "":
+		w.prose(name, "WHATEVER IS SIGNED below "+safe(r.path))
+		w.field("", "by key %s", r.key)
+		return
 	case r.digest == "":
 		w.prose(name, "NOT JUDGED "+safe(r.path))
 		return
@@ -141,14 +146,19 @@ func allowed(rules *ima.Rules) map[fileRule]bool {
 	}
 	for path, digests := range rules.Files {
 		for _, d := range digests {
-			out[fileRule{path, d}] = true
+			out[fileRule{path: path, digest: d}] = true
 		}
 	}
 	for _, d := range rules.Digests {
-		out[fileRule{"", d}] = true
+		out[fileRule{digest: d}] = true
+	}
+	for _, s := range rules.Signed {
+		for _, key := range s.Keys {
+			out[fileRule{path: s.Below, key: dsse.Digest(sha256.Sum256(key)).String()}] = true
+		}
 	}
 	for _, path := range rules.Ignore {
-		out[fileRule{path, ""}] = true
+		out[fileRule{path: path}] = true
 	}
 	return out
 }
