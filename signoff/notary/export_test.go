@@ -9,6 +9,7 @@ import (
 
 	"filippo.io/edwards25519"
 
+	"github.com/keyturn/keyturn/hsm/frost"
 	"github.com/keyturn/keyturn/hsm/secret/secrettest"
 )
 
@@ -38,4 +39,14 @@ func (n *Notary) ShareForms(ctx context.Context) (map[string]secrettest.Needle, 
 	computed := unsafe.Slice((*byte)(unsafe.Pointer(s)), unsafe.Sizeof(*s))
 	defer clear(computed)
 	return map[string]secrettest.Needle{"encoded": secrettest.Hide(encoded), "computed with": secrettest.Hide(computed)}, nil
+}
+
+// OnStep has step told of each step that the notary takes on its disk: what it
+// did, to which file, and the bytes that were written.
+func (n *Notary) OnStep(step func(done, name string, data []byte)) { n.store.step = step }
+
+// HasShare wants on disk the notary's share of the group, and that it fits the
+// group's public shares.
+func (n *Notary) HasShare(ctx context.Context, group *frost.Group) error {
+	return n.withShare(ctx, group, func(*frost.KeyShare) error { return nil })
 }

@@ -23,6 +23,14 @@ type store struct {
 	lock *os.File
 	mu   sync.Mutex
 	last position
+
+	step func(done, name string, data []byte) // nil, or a test's: told of each step on disk
+}
+
+func (s *store) did(done, name string, data []byte) {
+	if s.step != nil {
+		s.step(done, name, data)
+	}
 }
 
 // position is the file position.json.
@@ -160,12 +168,15 @@ func (s *store) write(name string, data []byte) (err error) {
 	if _, err = tmp.Write(data); err != nil {
 		return errors.Join(err, tmp.Close())
 	}
+	s.did("written", name, data)
 	if err = errors.Join(tmp.Sync(), tmp.Close()); err != nil {
 		return err
 	}
+	s.did("synced", name, data)
 	if err = os.Rename(tmp.Name(), filepath.Join(s.dir, name)); err != nil {
 		return err
 	}
+	s.did("renamed", name, data)
 	return s.sync()
 }
 
@@ -194,6 +205,7 @@ func (s *store) erase(keep func(name string) bool) error {
 		if err := os.Remove(filepath.Join(s.dir, f.Name())); err != nil {
 			return fmt.Errorf("notary: erase: %w", err)
 		}
+		s.did("erased", f.Name(), nil)
 	}
 	return s.sync()
 }
