@@ -291,9 +291,22 @@ func (g *grave) noncesOnce() {
 // and of signing after it: after each part of each write to its disk, and before
 // and after each document it posts and each size it cosigns is heard. Each step
 // kills once, so that the end is reached; no step is left out by chance.
+//
+// With KEYTURN_SLOW set every notary of the first council that goes on is the
+// victim in turn, otherwise one.
 func TestFaultKilledAtEveryStep(t *testing.T) {
+	victims := []int{1}
+	if os.Getenv("KEYTURN_SLOW") != "" {
+		victims = []int{0, 1, 2}
+	}
+	for _, i := range victims {
+		t.Run(fmt.Sprintf("n%d", i+1), func(t *testing.T) { killedAtEveryStep(t, i) })
+	}
+}
+
+func killedAtEveryStep(t *testing.T, i int) {
 	c := signofftest.Keys(t, nil)
-	victim := c.Notaries[1]
+	victim := c.Notaries[i]
 	g := &grave{t: t, victim: victim, ledger: filepath.Join(c.Dir, "deaths"), seen: map[string]bool{}, ended: make(chan struct{})}
 	var err error
 	if g.spec, err = json.Marshal(mortal{c.ID, c.URL, c.Charter.Coordinators[0].TLS, victim.Dir, "file:" + filepath.Join(c.Dir, victim.Name), g.ledger}); err != nil {
@@ -316,7 +329,7 @@ func TestFaultKilledAtEveryStep(t *testing.T) {
 
 	n5 := c.Newcomer("n5")
 	c.StartNotary(n5)
-	council := []*signofftest.Notary{c.Notaries[0], victim, c.Notaries[2], n5}
+	council := append(slices.Clone(c.Notaries[:3]), n5)
 	signedBy(c, signoff.ActionNotaries, []string{"bob", "carol", "dave"}, nil, func(r *signoff.Request) {
 		r.Notaries = &signoff.NotaryChange{Term: 1, Faults: 1}
 		for _, n := range council {
@@ -392,7 +405,10 @@ func (g *grave) judge(c *signofftest.Cluster, key [32]byte, council []*signoffte
 	if err != nil {
 		t.Fatal(err)
 	}
-	transcripts, warrants := map[uint32]map[string]int{}, 0
+	// A reshare has a deadline, which deaths on a busy machine may cost an
+	// attempt; key generation has none.
+	transcripts, warrants := map[[2]uint32]map[signoff.Digest]bool{}, 0
+	agreed := map[[2]uint32]signoff.Digest{}
 	for _, line := range lines {
 		doc, err := signoff.ReadLine(line)
 		if err != nil {
@@ -400,12 +416,13 @@ func (g *grave) judge(c *signofftest.Cluster, key [32]byte, council []*signoffte
 		}
 		switch d := doc.Doc.(type) {
 		case *signoff.Transcript:
-			if transcripts[d.Term] == nil {
-				transcripts[d.Term] = map[string]int{}
+			attempt := [2]uint32{d.Term, d.Attempt}
+			if transcripts[attempt] == nil {
+				transcripts[attempt], agreed[attempt] = map[signoff.Digest]bool{}, d.Digest
 			}
-			transcripts[d.Term][fmt.Sprintf("%d %s %x %s", d.Attempt, d.Digest, d.Group, d.Notary)]++
-			if d.Attempt != 1 || len(d.Accused) > 0 || !bytes.Equal(d.Group, key[:]) {
-				t.Errorf("transcript of term %d: attempt %d, group key %x, accuses %v", d.Term, d.Attempt, d.Group, d.Accused)
+			transcripts[attempt][d.Notary] = true
+			if d.Digest != agreed[attempt] || len(d.Accused) > 0 || !bytes.Equal(d.Group, key[:]) {
+				t.Errorf("transcript of term %d, attempt %d: %s, group key %x, accuses %v", d.Term, d.Attempt, d.Digest, d.Group, d.Accused)
 			}
 		case *signoff.Warrant:
 			if warrants++; !ed25519.Verify(key[:], dsse.PAE(doc.Payload), doc.Sig) {
@@ -413,10 +430,10 @@ func (g *grave) judge(c *signofftest.Cluster, key [32]byte, council []*signoffte
 			}
 		}
 	}
-	if len(transcripts[1]) != 4 || len(transcripts[2]) != 4 || warrants < 3 {
-		t.Errorf("transcripts %v, %d warrants; want one of each notary in two terms, three warrants", transcripts, warrants)
-	}
 	c.State(func(_ *authority.Authority, s *authority.State) {
+		if len(transcripts[[2]uint32{1, 1}]) != 4 || len(transcripts[[2]uint32{2, s.Keygen.Attempt}]) != 4 || warrants < 3 {
+			t.Errorf("transcripts %v, %d warrants; want one of each notary in two terms, three warrants", transcripts, warrants)
+		}
 		if s.Group.PublicKey != key {
 			t.Error("the group key changed")
 		}
