@@ -6,6 +6,8 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"testing"
+
+	"github.com/go-json-experiment/json"
 )
 
 // FuzzParse reads anything as a list. What is accepted must account for every byte,
@@ -74,7 +76,13 @@ func FuzzVerify(f *testing.F) {
 
 func FuzzRules(f *testing.F) {
 	f.Add([]byte(`{"digests":["sha256:0000000000000000000000000000000000000000000000000000000000000000"],"ignore":["/tmp/"]}`))
-	f.Add([]byte(`{"files":{"/bin/a":[]},"signed":false}`))
+	f.Add([]byte(`{"files":{"/bin/a":[]},"signed":[]}`))
+	r, _ := newKeys(f)
+	signed, err := json.Marshal(signedBelow(f, "/bin/", mustKeyring(f, r.Public())))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(signed)
 	e := parseOne(f, file("/bin/never", [32]byte{0x5e}, nil))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		judge, err := ParseRules(data)

@@ -1,6 +1,7 @@
 package ima
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
@@ -208,7 +209,7 @@ func (j *Judge) verify(path string, e *Entry) string {
 		if !under(path, rule.below) {
 			continue
 		}
-		known := signature{i, sha256.Sum256(fmt.Appendf(nil, "%s %x %x", e.Algorithm, e.FileDigest, e.Signature))}
+		known := signature{i, e.signed()}
 		if _, ok := j.good.Load(known); ok {
 			return ""
 		}
@@ -222,6 +223,17 @@ func (j *Judge) verify(path string, e *Entry) string {
 		return ""
 	}
 	return reason
+}
+
+// signed names the digest with its signature, all that decides whether it is good.
+// The key id does not, and whoever extends PCR 10 could write any number of good
+// signatures that differ in it, each to be verified anew.
+func (e *Entry) signed() [sha256.Size]byte {
+	sig := bytes.Clone(e.Signature)
+	if len(sig) >= signatureHeader {
+		clear(sig[keyID : keyID+4])
+	}
+	return sha256.Sum256(fmt.Appendf(nil, "%s %x %x", e.Algorithm, e.FileDigest, sig))
 }
 
 // ignored takes paths as they are; one with . or .. in it is judged.

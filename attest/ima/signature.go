@@ -90,7 +90,8 @@ func parseKey(block *pem.Block) (crypto.PublicKey, error) {
 // The header of a file signature, struct signature_v2_hdr of the kernel's
 // security/integrity/integrity.h: type, version, hash algorithm, key id, size.
 const (
-	signatureHeader  = 1 + 1 + 1 + 4 + 2
+	keyID            = 1 + 1 + 1
+	signatureHeader  = keyID + 4 + 2
 	signatureType    = 3 // EVM_IMA_XATTR_DIGSIG
 	signatureVersion = 2
 )
@@ -145,7 +146,7 @@ func (k *Keyring) verify(e *Entry) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("none of %d keys made it, its key id is %x", len(k.keys), s[3:7])
+	return fmt.Errorf("none of %d keys made it, its key id is %x", len(k.keys), s[keyID:keyID+4])
 }
 
 func verifyWith(key crypto.PublicKey, h crypto.Hash, digest, sig []byte) bool {

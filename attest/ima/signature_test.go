@@ -195,6 +195,11 @@ func TestSignedRules(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	relabelled := func(sig []byte) []byte { // the key id is under no signature
+		sig = bytes.Clone(sig)
+		sig[keyID] ^= 1
+		return sig
+	}
 	ours, theirs := sign(t, r, 4, crypto.SHA256, sum32[:]), sign(t, e, 4, crypto.SHA256, sum32[:])
 	for _, tt := range []struct {
 		name  string
@@ -204,6 +209,8 @@ func TestSignedRules(t *testing.T) {
 		{"ours", file("/usr/bin/a", sum32, ours), ""},
 		{"ours again", file("/usr/bin/a", sum32, ours), ""},
 		{"ours at another path", file("/usr/lib/b", sum32, ours), ""},
+		{"ours with another key id", file("/usr/bin/a", sum32, relabelled(ours)), ""},
+		{"AttackRememberedUnderAnotherType", file("/usr/bin/a", sum32, append([]byte{5}, ours[1:]...)), "type 5"},
 		{"theirs", file("/opt/vendor/a", sum32, theirs), ""},
 		{"unsigned, digest named", file("/usr/bin/c", [32]byte{}, nil), ""},
 		{"AttackOursElsewhere", file("/opt/vendor/a", sum32, ours), "none of 1 keys made it"},
