@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/keyturn/keyturn/hsm/tpm/swtpm"
 )
 
 // leave leaves the cluster running with one request that waits, and says what
@@ -58,8 +60,8 @@ func (s *stage) writePids() error {
 		fmt.Fprintln(&b, d.cmd.Process.Pid)
 	}
 	for _, p := range s.tpms {
+		fmt.Fprintln(&b, strings.TrimPrefix(p.Path, "unix:")) // before its process: down reads backward
 		fmt.Fprintln(&b, p.Pid())
-		fmt.Fprintln(&b, strings.TrimPrefix(p.Path, "unix:"))
 	}
 	return os.WriteFile(s.path("pids"), []byte(b.String()), 0o644)
 }
@@ -70,11 +72,10 @@ func (s *stage) down() error {
 	if err != nil {
 		return fmt.Errorf("nothing runs from %s: %w", s.dir, err)
 	}
-	lines := strings.Fields(string(b))
+	lines := strings.Split(string(b), "\n")
 	for i := len(lines) - 1; i >= 0; i-- {
-		if filepath.IsAbs(lines[i]) { // a TPM's socket, which it leaves
-			defer os.Remove(lines[i])
-			defer os.Remove(lines[i] + ".ctrl")
+		if filepath.IsAbs(lines[i]) {
+			swtpm.RemoveSockets(lines[i])
 			continue
 		}
 		pid, err := strconv.Atoi(lines[i])

@@ -167,13 +167,18 @@ func (p *Process) Pid() int { return p.cmd.Process.Pid }
 func (p *Process) Kill() error {
 	err := p.cmd.Process.Kill()
 	<-p.exited
-	socket := strings.TrimPrefix(p.Path, "unix:")
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil // by now another may listen there
+	}
+	RemoveSockets(strings.TrimPrefix(p.Path, "unix:"))
+	return err
+}
+
+// RemoveSockets removes what a swtpm that was killed leaves of the socket it was
+// started on.
+func RemoveSockets(socket string) {
 	os.Remove(socket)
 	os.Remove(socket + ".ctrl")
-	if errors.Is(err, os.ErrProcessDone) {
-		return nil
-	}
-	return err
 }
 
 func lastLine(out []byte) string {
