@@ -195,6 +195,10 @@ func samples() map[string]signoff.Document {
 		"request-people": request(func(r *signoff.Request) {
 			r.Action, r.People = signoff.ActionPeopleChange, people()
 		}),
+		"request-people-threshold": request(func(r *signoff.Request) {
+			r.Action, r.People = signoff.ActionPeopleChange, &signoff.PeopleChange{Threshold: 4,
+				Roles: []signoff.RoleChange{{Person: digest("bob"), Roles: []string{"leadership", "safety"}}}}
+		}),
 		"redealing": &signoff.Redealing{Charter: cluster, Person: digest("bob"), Roster: 40, Objects: []Digest{digest("one"), digest("two")}, Blob: digest("blob")},
 		"custody": &signoff.Custody{Charter: cluster, Person: digest("frank"), Blob: digest("blob"), Shares: []signoff.Held{
 			{Object: digest("one"), Epoch: 2, Sharing: digest("sharing")}, {Object: digest("two"), Epoch: 2, Sharing: digest("other"), Wrong: 3}}},

@@ -158,6 +158,9 @@ token by the other. --threshold makes opening take more people's shares: at once
 for what is sealed from then on, by weights redeal for what was sealed before.
 It can only rise; what should open with fewer people is sealed anew.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("threshold") && threshold < 2 {
+				return usage(fmt.Errorf("--threshold %d: want at least 2", threshold))
+			}
 			c := &signoff.PeopleChange{Threshold: threshold}
 			for _, file := range add {
 				var p signoff.Person

@@ -76,8 +76,9 @@ func (a *app) held(v *weightsView) error {
 			return nil
 		}
 		v.Epoch, v.Redeal = o.People.Epoch, viewRedeal(s, o)
-		indices := slices.Sorted(maps.Values(o.People.Holders))
-		for _, i := range slices.Compact(indices) {
+		indices := slices.Compact(slices.Sorted(maps.Values(o.People.Holders)))
+		v.People = sideView{o.People.Threshold(), len(indices)}
+		for _, i := range indices {
 			v.HeldBy = append(v.HeldBy, s.HolderName(i))
 		}
 		return nil

@@ -1,7 +1,6 @@
 package agent_test
 
 import (
-	"context"
 	"strings"
 	"testing"
 	"time"
@@ -45,16 +44,8 @@ func TestAdoptedSetNamesAnotherPCR(t *testing.T) {
 	m.leased()
 	m.adopt(2, attest.Digest{}) // as after a boot to which nothing was added
 	w.Wait("evidence with PCR 12", func(s *authority.State) bool {
-		l, _, ok := s.Epoch.Lease(m.id)
-		if !ok || l.Verdict != authority.VerdictPass {
-			return false
-		}
-		blob, err := w.Client.Blob(context.Background(), l.Evidence)
-		if err != nil {
-			return false
-		}
-		p, err := authority.ParsePresented(blob)
-		if err != nil {
+		l, p := m.passed(s)
+		if p == nil {
 			return false
 		}
 		_, quoted := p.Evidence.PCRs[12]

@@ -70,6 +70,24 @@ func (m *machine) proved(entries uint64) *authority.Presented {
 	return p
 }
 
+// passed is the machine's lease of the epoch with the evidence that it got it by;
+// nil evidence if it has none.
+func (m *machine) passed(s *authority.State) (authority.Lease, *authority.Presented) {
+	l, _, ok := s.Epoch.Lease(m.id)
+	if !ok || l.Verdict != authority.VerdictPass {
+		return l, nil
+	}
+	blob, err := m.w.Client.Blob(context.Background(), l.Evidence)
+	if err != nil {
+		return l, nil
+	}
+	p, err := authority.ParsePresented(blob)
+	if err != nil {
+		return l, nil
+	}
+	return l, p
+}
+
 // A node is held to what its kernel measures while it runs: it sends its list
 // once and then what is new, and a file that no rule allows ends its lease.
 func TestAttackFileAfterTheBoot(t *testing.T) {
@@ -85,16 +103,8 @@ func TestAttackFileAfterTheBoot(t *testing.T) {
 	m.leased()
 	m.proved(2)
 	w.Wait("evidence without what is known", func(s *authority.State) bool {
-		l, _, ok := s.Epoch.Lease(m.id)
-		if !ok || l.Verdict != authority.VerdictPass {
-			return false
-		}
-		blob, err := w.Client.Blob(context.Background(), l.Evidence)
-		if err != nil {
-			return false
-		}
-		p, err := authority.ParsePresented(blob)
-		return err == nil && p.Evidence.IMAFrom > 0 && p.Evidence.IMA == attest.Digest{}
+		_, p := m.passed(s)
+		return p != nil && p.Evidence.IMAFrom > 0 && p.Evidence.IMA == attest.Digest{}
 	})
 	m.measures("/usr/bin/train", train)
 	if p := m.proved(3); p.Evidence.IMAFrom == 0 {

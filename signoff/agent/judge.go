@@ -112,8 +112,12 @@ func (p *plan) gather(s *authority.State, node Digest) error {
 			return err
 		}
 	}
-	if len(people) < s.People.Threshold {
-		return fmt.Errorf("it counts %d people, an object takes %d", len(people), s.People.Threshold)
+	// What was approved before people asked for more shares opens with as many as
+	// its objects' shares take.
+	for _, o := range p.objects {
+		if t := max(s.Charter.Threshold, o.People.Threshold()); len(people) < t {
+			return fmt.Errorf("it counts %d people, object %s takes %d", len(people), o.ID.Short(), t)
+		}
 	}
 	return nil
 }

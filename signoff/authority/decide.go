@@ -221,7 +221,7 @@ func median(times map[Digest]int64) int64 {
 
 func (d decision) object(o *signoff.Object) ([]change, error) {
 	q := d.state.Council().Quorum()
-	if !d.state.People.Opens(d.state.Charter, o.Lockbox.People.Threshold) || o.Lockbox.Machines.Threshold != q {
+	if !d.state.People.TakesThreshold(d.state.Charter, o.Lockbox.People.Threshold) || o.Lockbox.Machines.Threshold != q {
 		return nil, fmt.Errorf("lockbox thresholds %d and %d, it takes %d people and %d notaries",
 			o.Lockbox.People.Threshold, o.Lockbox.Machines.Threshold, d.state.People.Threshold, q)
 	}

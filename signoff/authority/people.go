@@ -183,10 +183,10 @@ func (m *Member) changed(t signoff.TokenChange, development bool, keys signoff.K
 	return &next, next.CheckAlike()
 }
 
-// Opens reports whether the threshold is one under which an object may be
-// sealed: the roster's, or a former one, which a sealer without a network may
-// still have known.
-func (r *Roster) Opens(c *signoff.Charter, threshold int) bool {
+// TakesThreshold reports whether an object may be sealed for that many people:
+// as many as the roster says, or fewer down to the charter's, as a sealer without a
+// network may still have it.
+func (r *Roster) TakesThreshold(c *signoff.Charter, threshold int) bool {
 	return threshold >= c.Threshold && threshold <= r.Threshold
 }
 

@@ -146,9 +146,6 @@ func (in Input) people(w *writer, c *signoff.PeopleChange) {
 	}
 	for _, x := range c.Roles {
 		w.field("roles of", "%s", in.person(x.Person))
-		if p := in.People[x.Person]; p != nil {
-			w.prose("", "were "+safe(strings.Join(p.Roles, ", ")))
-		}
 		w.prose("", "then "+safe(strings.Join(x.Roles, ", ")))
 	}
 	if c.Threshold != 0 {

@@ -159,6 +159,11 @@ func people(r *signoff.Request) {
 func TestGolden(t *testing.T) {
 	first := adopting(t, 1)
 	first.InForce, first.Set.IMA = nil, nil
+	roles := input(t, signoff.ActionPeopleChange, func(r *signoff.Request) {
+		r.People = &signoff.PeopleChange{Threshold: 4, Roles: []signoff.RoleChange{
+			{Person: charter.People[0].ID(), Roles: []string{"leadership", "safety"}}, {Person: digest("nobody"), Roles: []string{"research"}}}}
+	})
+	roles.Shares = 3
 	for name, in := range map[string]display.Input{
 		"export": input(t, signoff.ActionExport, export),
 		"launch": input(t, signoff.ActionLaunch, launch),
@@ -168,8 +173,9 @@ func TestGolden(t *testing.T) {
 		"enrol-again": input(t, signoff.ActionEnrol, func(r *signoff.Request) {
 			r.Enrol = &signoff.Enrol{Name: "node-1", Node: digest("n1"), Enrolment: digest("blob"), Replaces: digest("old blob")}
 		}),
-		"retire": input(t, signoff.ActionRetire, func(r *signoff.Request) { r.Retire = &signoff.Retire{Node: digest("n2")} }),
-		"policy": input(t, signoff.ActionPolicyChange, func(r *signoff.Request) { r.Policy = &signoff.PolicyChange{Policy: rules} }),
+		"retire":           input(t, signoff.ActionRetire, func(r *signoff.Request) { r.Retire = &signoff.Retire{Node: digest("n2")} }),
+		"policy":           input(t, signoff.ActionPolicyChange, func(r *signoff.Request) { r.Policy = &signoff.PolicyChange{Policy: rules} }),
+		"people-threshold": roles,
 		"notaries": input(t, signoff.ActionNotaries, func(r *signoff.Request) {
 			r.Notaries = &signoff.NotaryChange{Term: 1, Faults: 1, Notaries: append(slices.Clone(council.Notaries[:3]), notary("n5"))}
 		}),

@@ -188,7 +188,7 @@ func (v *verifier) object() error {
 	}
 	// It was sealed in one of the terms; which one, the shares show.
 	t, q := o.Lockbox.People.Threshold, o.Lockbox.Machines.Threshold
-	if !v.r.People.Opens(v.r.Charter, t) || !slices.ContainsFunc(v.councils, func(c signoff.Council) bool { return c.Quorum() == q }) {
+	if !v.r.People.TakesThreshold(v.r.Charter, t) || !slices.ContainsFunc(v.councils, func(c signoff.Council) bool { return c.Quorum() == q }) {
 		return fmt.Errorf("lockbox thresholds %d and %d, it takes %d people and %d notaries", t, q, v.r.People.Threshold, v.office().Quorum())
 	}
 	v.r.ObjectID, v.r.Object = s.Digest(), o
