@@ -288,7 +288,7 @@ func TestFaultAgentHangs(t *testing.T) {
 	short.Timeout = 300 * time.Millisecond
 	k, err := sshagent.Open(context.Background(), short, uri, nil)
 	check(t, err)
-	check(t, a.process.Process.Signal(syscall.SIGSTOP))
+	hsmtest.Stop(t, a.process.Process.Pid)
 	var all sync.WaitGroup
 	for range 16 {
 		all.Go(func() {

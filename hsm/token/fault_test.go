@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/hsm/hsmtest"
 	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/hsm/token"
 )
@@ -166,7 +167,7 @@ func TestFaultHelperStopped(t *testing.T) {
 	_, tok := newToken(t, "alice")
 	k := openKey(t, tok, "p256", nil)
 	stopped := theHelper(t)
-	kill(t, stopped, syscall.SIGSTOP)
+	hsmtest.Stop(t, stopped)
 	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
 	start := time.Now()
@@ -188,7 +189,7 @@ func TestFaultHelperStoppedWhileWriting(t *testing.T) {
 	_, tok := newToken(t, "alice")
 	generate(t, tok, "ed25519", hsm.KindEd25519)
 	k := openKey(t, tok, "ed25519", nil)
-	kill(t, theHelper(t), syscall.SIGSTOP)
+	hsmtest.Stop(t, theHelper(t))
 	var all sync.WaitGroup
 	for range 20 {
 		all.Go(func() {
@@ -210,7 +211,7 @@ func TestDefaultTimeoutBoundsEveryCall(t *testing.T) {
 	first.Close()
 	s.cfg.Timeout = 300 * time.Millisecond
 	k := openKey(t, s.open(t, "alice"), "p256", nil)
-	kill(t, theHelper(t), syscall.SIGSTOP)
+	hsmtest.Stop(t, theHelper(t))
 	if _, err := hsm.SignMessage(context.Background(), k, []byte("m")); !errors.Is(err, hsm.ErrTimeout) {
 		t.Errorf("a stopped helper and no deadline: %v, want ErrTimeout", err)
 	}
@@ -221,7 +222,7 @@ func TestCancelKeepsTheHelper(t *testing.T) {
 	_, tok := newToken(t, "alice")
 	k := openKey(t, tok, "p256", nil)
 	pid := theHelper(t)
-	kill(t, pid, syscall.SIGSTOP)
+	hsmtest.Stop(t, pid)
 	ctx, cancel := context.WithCancel(context.Background())
 	time.AfterFunc(100*time.Millisecond, cancel)
 	if _, err := hsm.SignMessage(ctx, k, []byte("m")); !errors.Is(err, context.Canceled) {

@@ -326,9 +326,7 @@ func TestFaultKilledMidCommand(t *testing.T) {
 		t.Fatal(err)
 	}
 	digest := sha256.Sum256([]byte("m"))
-	if err := syscall.Kill(e.Pid(), syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	hsmtest.Stop(t, e.Pid())
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	if _, err := k.SignContext(ctx, digest[:], crypto.SHA256); !errors.Is(err, hsm.ErrTimeout) {
