@@ -48,7 +48,8 @@ type EK struct {
 	Manufacturer string           // as the certificate says, such as id:494E5443
 	Model        string
 	Version      string
-	Emulated     bool // a software TPM (swtpm, the IBM simulator), by what the certificate says
+	Anchors      []Digest // SHA-256 of the roots (DER) that its chains end at, ascending; none if nobody asked
+	Emulated     bool     // a software TPM (swtpm, the IBM simulator), by what the certificate says
 }
 
 // VerifyEKCert checks an EK certificate (TCG EK Credential Profile) at the given
@@ -65,7 +66,7 @@ func VerifyEKCert(der []byte, roots, intermediates *x509.CertPool, now time.Time
 	if err != nil {
 		return nil, fmt.Errorf("attest: ek certificate: %w", err)
 	}
-	if err := verifyChain(cert, roots, intermediates, now); err != nil {
+	if ek.Anchors, err = verifyChain(cert, roots, intermediates, now); err != nil {
 		return nil, fmt.Errorf("attest: ek certificate from %q: %w", cert.Issuer, err)
 	}
 	return ek, nil
@@ -360,23 +361,32 @@ func printableASCII(s string) bool {
 	return s != "" && len(s) <= 128 && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
-// verifyChain builds a chain at the given time. The subject alternative name may
+// verifyChain builds chains at the given time, and returns the roots that they end
+// at. The subject alternative name may
 // be critical, and crypto/x509 does not know directory names: readSubject did
 // that check, so it is taken off the list of what nobody looked at.
-func verifyChain(cert *x509.Certificate, roots, intermediates *x509.CertPool, now time.Time) error {
+func verifyChain(cert *x509.Certificate, roots, intermediates *x509.CertPool, now time.Time) ([]Digest, error) {
 	if roots == nil {
-		return errors.New("no roots were given; add the TPM vendor's")
+		return nil, errors.New("no roots were given; add the TPM vendor's")
 	}
 	if now.IsZero() {
-		return errors.New("no time was given to check it at")
+		return nil, errors.New("no time was given to check it at")
 	}
 	leaf := *cert
 	leaf.UnhandledCriticalExtensions = slices.DeleteFunc(slices.Clone(cert.UnhandledCriticalExtensions), oidSubjectAltName.Equal)
-	_, err := leaf.Verify(x509.VerifyOptions{
+	chains, err := leaf.Verify(x509.VerifyOptions{
 		Roots: roots, Intermediates: intermediates, CurrentTime: now,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}, // the EK usage was checked by its OID
 	})
-	return err
+	if err != nil {
+		return nil, err
+	}
+	var anchors []Digest
+	for _, chain := range chains {
+		anchors = append(anchors, sha256.Sum256(chain[len(chain)-1].Raw))
+	}
+	slices.SortFunc(anchors, func(a, b Digest) int { return bytes.Compare(a[:], b[:]) })
+	return slices.Compact(anchors), nil
 }
 
 // ReadEKCert reads what an EK certificate says, and that it is one, without

@@ -182,8 +182,17 @@ func TestEKCertChains(t *testing.T) {
 	_, err = VerifyEKCert(der, roots, intermediates, now)
 	wantError(t, err, "unknown authority")
 	intermediates.AddCert(middle)
-	if _, err := VerifyEKCert(der, roots, intermediates, now); err != nil {
-		t.Error(err)
+	ek, err := VerifyEKCert(der, roots, intermediates, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []Digest{sha256.Sum256(root.Raw)}; !slices.Equal(ek.Anchors, want) {
+		t.Errorf("anchors %v, want the root %v", ek.Anchors, want)
+	}
+	// A second root that stands in the same chain, and is reached before the first.
+	roots.AddCert(middle)
+	if ek, err = VerifyEKCert(der, roots, intermediates, now); err != nil || !slices.Contains(ek.Anchors, sha256.Sum256(middle.Raw)) {
+		t.Errorf("anchors %v, want the second root too (%v)", ek.Anchors, err)
 	}
 }
 

@@ -46,8 +46,8 @@ func example(t *testing.T) *policy.Compiled {
 
 func TestExampleCompiles(t *testing.T) {
 	c := example(t)
-	if n := len(c.Actions()); n != 13 {
-		t.Fatalf("the example has rules for %d actions, want all 13", n)
+	if n := len(c.Actions()); n != 14 {
+		t.Fatalf("the example has rules for %d actions, want all 14", n)
 	}
 	if c.Leases() != (policy.Leases{Epoch: 600, Lease: 21600, DrainGrace: 300}) {
 		t.Fatalf("leases %+v", c.Leases())

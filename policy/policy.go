@@ -80,6 +80,7 @@ const (
 	Resume         Action = "resume"
 	ObjectRegister Action = "object.register"
 	NotariesChange Action = "notaries.change"
+	EKRootsChange  Action = "ekroots.change"
 
 	ReferenceWithdraw Action = "reference.withdraw"
 )
@@ -99,6 +100,7 @@ var floors = map[Action]int{
 	Resume:         2,
 	ObjectRegister: 1,
 	NotariesChange: 2,
+	EKRootsChange:  2,
 
 	ReferenceWithdraw: 1,
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdh"
 	"crypto/ed25519"
 	"crypto/sha256"
+	_ "embed"
 	"flag"
 	"os"
 	"path/filepath"
@@ -71,6 +72,11 @@ func charter() *signoff.Charter {
 	}
 	return c
 }
+
+// ekRoot is an authority's certificate, made with openssl on 2026-11-26.
+//
+//go:embed testdata/ekroot.der
+var ekRoot []byte
 
 func request(edit func(*signoff.Request)) *signoff.Request {
 	r := &signoff.Request{Charter: cluster, Requester: digest("alice"), Purpose: "évaluation 42", Created: 1000, Expiry: 2000, Nonce: nonce, Seen: seen}
@@ -227,6 +233,9 @@ func samples() map[string]signoff.Document {
 		}),
 		"request-withdraw": request(func(r *signoff.Request) {
 			r.Action, r.Withdraw = signoff.ActionReferenceWithdraw, &signoff.ReferenceWithdraw{Sets: []Digest{digest("set")}}
+		}),
+		"request-ekroots": request(func(r *signoff.Request) {
+			r.Action, r.EKRoots = signoff.ActionEKRoots, &signoff.EKRootsChange{Add: [][]byte{ekRoot}, Remove: []Digest{digest("root")}}
 		}),
 		"request-notaries": request(func(r *signoff.Request) {
 			c := charter()

@@ -19,6 +19,7 @@ const (
 	ActionReferenceAdopt    = "reference.adopt"
 	ActionReferenceWithdraw = "reference.withdraw"
 	ActionNotaries          = "notaries.change"
+	ActionEKRoots           = "ekroots.change"
 )
 
 // Seen is a checkpoint of the log that a signer had before its eyes. An entry
@@ -58,7 +59,8 @@ type Request struct {
 	Adopt    *ReferenceAdopt    `json:"adopt,omitzero"`
 	Withdraw *ReferenceWithdraw `json:"withdraw,omitzero"`
 
-	Notaries *NotaryChange `json:"notaries,omitzero"`
+	Notaries *NotaryChange  `json:"notaries,omitzero"`
+	EKRoots  *EKRootsChange `json:"ekRoots,omitzero"`
 }
 
 // An Export releases one object to one outside key.
@@ -163,6 +165,8 @@ func (r *Request) subjects() []dsse.Subject {
 		for _, n := range r.Notaries.Notaries {
 			add("notary", n.ID())
 		}
+	case r.EKRoots != nil:
+		out = r.EKRoots.subjects()
 	}
 	return out
 }
@@ -225,8 +229,9 @@ func (r *Request) part() (string, part, error) {
 	see(r.Adopt != nil, ActionReferenceAdopt, r.Adopt)
 	see(r.Withdraw != nil, ActionReferenceWithdraw, r.Withdraw)
 	see(r.Notaries != nil, ActionNotaries, r.Notaries)
+	see(r.EKRoots != nil, ActionEKRoots, r.EKRoots)
 	if n != 1 {
-		return "", nil, fmt.Errorf("%d parts, want exactly one of export, launch, enrol, retire, policy, resume, people, adopt, withdraw, notaries", n)
+		return "", nil, fmt.Errorf("%d parts, want exactly one of export, launch, enrol, retire, policy, resume, people, adopt, withdraw, notaries, ekRoots", n)
 	}
 	return action, found, nil
 }

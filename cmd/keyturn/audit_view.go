@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"fmt"
 	"slices"
 	"strings"
@@ -232,6 +233,15 @@ func asks(s *authority.State, r *signoff.Request) []string {
 				name = fmt.Sprintf("%s version %d, %s", ref.Name, ref.Version, id)
 			}
 			out = append(out, "reference set "+name)
+		}
+		return out
+	case r.EKRoots != nil:
+		var out []string
+		for _, der := range r.EKRoots.Add {
+			out = append(out, fmt.Sprintf("add EK root %s", dsse.Digest(sha256.Sum256(der))))
+		}
+		for _, id := range r.EKRoots.Remove {
+			out = append(out, fmt.Sprintf("remove EK root %s", id))
 		}
 		return out
 	case r.Notaries != nil:

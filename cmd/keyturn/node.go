@@ -137,7 +137,7 @@ func eventText(e agent.Event) string {
 
 func nodeCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "node", Short: "look at nodes, and reach the agent of this one"}
-	cmd.AddCommand(nodeStatusCmd(a), nodeExplainCmd(a), nodeHaltCmd(a))
+	cmd.AddCommand(nodeStatusCmd(a), nodeExplainCmd(a), nodeHaltCmd(a), nodeEKRootsCmd(a))
 	return cmd
 }
 

@@ -35,7 +35,7 @@ func requestCmd(a *app) *cobra.Command {
 	f.StringVar(&r.out, "out", "", "write the signed request to this file instead of sending it")
 	f.StringVar(&a.carry, "file", "", "work from a carried log instead of a coordinator")
 	cmd.MarkPersistentFlagRequired("purpose")
-	cmd.AddCommand(r.export(), r.launch(), r.enrol(), r.retire(), r.policy(), r.people(), r.resume(), r.adopt(), r.withdrawSets(), r.notaries())
+	cmd.AddCommand(r.export(), r.launch(), r.enrol(), r.retire(), r.policy(), r.people(), r.resume(), r.adopt(), r.withdrawSets(), r.notaries(), r.ekRoots())
 	return cmd
 }
 

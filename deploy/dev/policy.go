@@ -52,6 +52,11 @@ rules:
     quorum: {atLeast: {k: 3, roles: [security, research, leadership, safety]}}
     veto: [safety]
     expiry: 86400
+  - name: change-ek-roots
+    action: ekroots.change
+    quorum: {atLeast: {k: 3, roles: [security, research, leadership, safety]}}
+    veto: [safety]
+    expiry: 86400
   - name: anyone-may-halt
     action: halt
     quorum: {atLeast: {k: 1, roles: [security, research, leadership, safety]}}

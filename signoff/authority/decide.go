@@ -142,6 +142,10 @@ func (d decision) charter(c *signoff.Charter) ([]change, error) {
 	if err != nil {
 		return nil, err
 	}
+	roots, err := charterEKRoots(c.EKRoots)
+	if err != nil {
+		return nil, err
+	}
 	signers, err := signersOf(c, people)
 	if err != nil {
 		return nil, err
@@ -152,6 +156,9 @@ func (d decision) charter(c *signoff.Charter) ([]change, error) {
 		s.signers, s.People = signers, people
 		maps.Copy(s.Tokens, people.Tokens())
 		s.setReferences(refs...)
+		for _, r := range roots {
+			s.EKRoots[r.ID] = r
+		}
 		s.Ticks = &TickRound{Round: 1, Times: map[Digest]int64{}}
 		s.Terms = []*Term{{Number: 1, Council: c.Council()}}
 		s.Keygen = keygen(c.Council())
@@ -318,6 +325,9 @@ func CheckCharter(c *signoff.Charter) error {
 		return err
 	}
 	if _, err := compilePolicy(Founders(c), c.Policy); err != nil {
+		return err
+	}
+	if _, err := charterEKRoots(c.EKRoots); err != nil {
 		return err
 	}
 	_, err := charterReferences(c.References)

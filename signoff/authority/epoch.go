@@ -135,26 +135,19 @@ func (d decision) enrolment(e *signoff.Enrol) (*attest.Node, error) {
 }
 
 // VerifyEnrolment checks an enrolment blob at the fold's time against the
-// charter's roots. A development charter takes emulated TPMs and marks them.
+// EK roots in force. A development charter takes emulated TPMs and marks them.
 func (s *State) VerifyEnrolment(e *signoff.Enrol, blob []byte) (*attest.Node, error) {
 	parsed, err := attest.ParseEnrolment(blob)
 	if err != nil {
 		return nil, err
 	}
-	if s.Charter.BootPolicy == nil || len(s.Charter.EKRoots) == 0 {
-		return nil, errors.New("the charter names no boot policy key or no EK roots, so no node can enrol")
+	pool := s.ekRootsInForce()
+	if s.Charter.BootPolicy == nil || pool == nil {
+		return nil, errors.New("the charter names no boot policy key, or no EK root is in force, so no node can enrol")
 	}
 	boot, err := s.Charter.BootPolicy.P256()
 	if err != nil {
 		return nil, err
-	}
-	pool := x509.NewCertPool()
-	for _, der := range s.Charter.EKRoots {
-		cert, err := x509.ParseCertificate(der)
-		if err != nil {
-			return nil, fmt.Errorf("EK root of the charter: %w", err)
-		}
-		pool.AddCert(cert)
 	}
 	roots := attest.Roots{Vendor: pool}
 	if s.Charter.Development {

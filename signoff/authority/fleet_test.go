@@ -94,6 +94,9 @@ func fleetPolicyRecord(tb testing.TB) *PolicyRecord {
 	return &PolicyRecord{Digest: Digest{3}, Compiled: compiled}
 }
 
+// fleetMaker made the TPMs of all nodes.
+var fleetMaker = attest.Digest{4}
+
 func newFleet(tb testing.TB, nodes int) *fleet {
 	tb.Helper()
 	must := func(err error) {
@@ -110,6 +113,7 @@ func newFleet(tb testing.TB, nodes int) *fleet {
 	a.roots = []Digest{{2}}
 	s := a.state
 	s.Time = fleetTime
+	s.EKRoots[Digest(fleetMaker)] = &EKRoot{ID: Digest(fleetMaker)}
 	s.Policy = fleetPolicyRecord(tb)
 	s.consulted = []*attest.ReferenceSet{{Name: "fleet", Version: 1, NotBefore: 1, NotAfter: fleetTime + 1,
 		PCRs: map[int][]attest.Digest{4: {values[4]}, 7: {values[7]}, 8: {values[8]}, 9: {values[9]}}}}
@@ -172,7 +176,7 @@ func (s *State) forge(i int, eventLog Digest, values map[int]attest.Digest) (*No
 		return nil, nil, bareCheck{}, err
 	}
 	id := dsse.Sum("node", fmt.Append(nil, i))
-	keys := &attest.Node{ID: attest.Digest(id), AK: ak, AKName: ak.Name(), TLSName: slices.Concat([]byte{0, 11}, id[:])}
+	keys := &attest.Node{ID: attest.Digest(id), EK: &attest.EK{Anchors: []attest.Digest{fleetMaker}}, AK: ak, AKName: ak.Name(), TLSName: slices.Concat([]byte{0, 11}, id[:])}
 	nonce := id[:]
 	extra := attest.Binding{Domain: attest.DomainEpoch, Nonce: EvidenceNonce(s.ID, Digest{2}), AgentNonce: nonce, TLSName: keys.TLSName, EventLog: attest.Digest(eventLog)}.Digest()
 	quote := tpmQuote(extra, values)

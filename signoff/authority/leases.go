@@ -276,7 +276,10 @@ func (s *State) lease(n *Node, number uint64, p *piece) Lease {
 			l.Before = old.Evidence
 		}
 	}
+	no := s.VouchedFor(n)
 	switch {
+	case no != nil:
+		l.Reason, l.Remedy = no.Error(), "have the EK root added again, or enrol the node anew under another; retire it if its TPM is no longer to be believed"
 	case p == nil:
 		l.Reason, l.Remedy = ReasonSilent, "see that keyturn-agent runs on the node and reaches a coordinator"
 	case p.disputed:

@@ -75,6 +75,9 @@ func (d decision) claim(c *signoff.Claim) ([]change, error) {
 	if err := s.holdsShares(s.Nodes[c.Node], w); err != nil {
 		return nil, err
 	}
+	if err := s.VouchedFor(s.Nodes[c.Node]); err != nil {
+		return nil, err
+	}
 	if w.Used >= w.Doc.Uses {
 		return nil, fmt.Errorf("warrant %s has no use left of %d", c.Warrant, w.Doc.Uses)
 	}

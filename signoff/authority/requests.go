@@ -2,6 +2,7 @@ package authority
 
 import (
 	"crypto/sha256"
+	"crypto/x509"
 	"fmt"
 	"maps"
 	"slices"
@@ -91,6 +92,9 @@ func (s *State) possible(r *signoff.Request) error {
 			if !s.enrolled(n) {
 				return fmt.Errorf("%s in the pool is not an enrolled node", n)
 			}
+			if err := s.VouchedFor(s.Nodes[n]); err != nil {
+				return err
+			}
 		}
 	case r.Enrol != nil:
 		return s.enrollable(r.Enrol)
@@ -111,6 +115,8 @@ func (s *State) possible(r *signoff.Request) error {
 		return s.adoptable(r.Adopt)
 	case r.Withdraw != nil:
 		return s.withdrawable(r.Withdraw.Sets)
+	case r.EKRoots != nil:
+		return s.changeableEKRoots(r.EKRoots)
 	case r.Notaries != nil:
 		return s.follows(r.Notaries)
 	}
@@ -270,6 +276,13 @@ func (s *State) display(r *Request, rule *policy.Bound) string {
 				in.Halts[id] = h.Doc
 				person(h.Doc.Person)
 				named(h.Doc.Node)
+			}
+		}
+	case r.Doc.EKRoots != nil:
+		in.EKRoots = map[Digest]*x509.Certificate{}
+		for _, id := range r.Doc.EKRoots.Remove {
+			if root, ok := s.EKRoots[id]; ok {
+				in.EKRoots[id] = root.Cert
 			}
 		}
 	case r.Doc.Adopt != nil, r.Doc.Withdraw != nil:

@@ -46,6 +46,7 @@ type State struct {
 	Halts      map[Digest]*Halt
 	Releases   map[Digest][]*signoff.Release // by claim, or by warrant for an export
 	References map[Digest]*Reference         // every set ever in force, by digest
+	EKRoots    map[Digest]*EKRoot            // every one ever in force, by digest
 	Ceremonies map[Digest]*Ceremony          // by last record
 	Epoch      *Epoch
 	Documents  map[Digest]uint64 // documents that took effect, with their index
@@ -250,7 +251,7 @@ func newState(id Digest) *State {
 	return &State{
 		ID: id, Accepted: map[Digest]bool{}, Requests: map[Digest]*Request{}, Warrants: map[Digest]*Warrant{},
 		Objects: map[Digest]*Object{}, Nodes: map[Digest]*Node{}, Claims: map[Digest]*Claim{}, Halts: map[Digest]*Halt{}, Ceremonies: map[Digest]*Ceremony{},
-		Releases: map[Digest][]*signoff.Release{}, References: map[Digest]*Reference{}, Documents: map[Digest]uint64{}, signers: map[Digest]signer{}, Tokens: map[Digest]Owned{}, logKeys: map[Digest]bool{},
+		Releases: map[Digest][]*signoff.Release{}, References: map[Digest]*Reference{}, EKRoots: map[Digest]*EKRoot{}, Documents: map[Digest]uint64{}, signers: map[Digest]signer{}, Tokens: map[Digest]Owned{}, logKeys: map[Digest]bool{},
 		named: map[string]Digest{}, nodeKeys: map[Digest]Digest{}, fresh: map[Digest]Digest{},
 	}
 }

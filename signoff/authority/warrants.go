@@ -132,6 +132,8 @@ func (d decision) effect(r *Request) ([]change, error) {
 		return []change{putReference(ref, d.index)}, nil
 	case doc.Withdraw != nil:
 		return d.withdrawals(r.ID, doc.Withdraw.Sets), nil
+	case doc.EKRoots != nil:
+		return d.changeEKRoots(r.ID, doc.EKRoots)
 	case doc.Notaries != nil:
 		return []change{putKeygen(s.reshare(doc.Notaries, d.doc.Digest()))}, nil
 	}
@@ -196,7 +198,8 @@ func (d decision) release(r *signoff.Release) ([]change, error) {
 }
 
 // claimed returns a claim of the warrant under which shares may go to its
-// node: the use has not ended, and the node is neither retired nor halted.
+// node: the use has not ended, and the node is not retired, halted or of
+// a maker who is not believed.
 func (s *State) claimed(id, warrant Digest) (*Claim, error) {
 	c, ok := s.Claims[id]
 	if !ok || c.Doc.Warrant != warrant {
@@ -207,6 +210,9 @@ func (s *State) claimed(id, warrant Digest) (*Claim, error) {
 	}
 	if !s.enrolled(c.Doc.Node) {
 		return nil, fmt.Errorf("node %s of claim %s is retired", c.Doc.Node, id)
+	}
+	if err := s.VouchedFor(s.Nodes[c.Doc.Node]); err != nil {
+		return nil, err
 	}
 	_, _, err := s.Live(warrant, c.Doc.Node)
 	return c, err

@@ -14,6 +14,7 @@
 package display
 
 import (
+	"crypto/x509"
 	"fmt"
 	"strconv"
 	"strings"
@@ -44,8 +45,9 @@ type Input struct {
 	Objects map[dsse.Digest]*signoff.Object
 	Nodes   map[dsse.Digest]Node
 	Halts   map[dsse.Digest]*signoff.Halt
-	Set     *attest.ReferenceSet // that the request would adopt
-	InForce []Reference          // by name, newest first, for a request about reference sets
+	EKRoots map[dsse.Digest]*x509.Certificate // that it would remove
+	Set     *attest.ReferenceSet              // that the request would adopt
+	InForce []Reference                       // by name, newest first, for a request about reference sets
 }
 
 // A Reference is a reference set in force.
@@ -119,6 +121,8 @@ func (in Input) part(w *writer) {
 		in.withdraw(w, r.Withdraw.Sets)
 	case r.People != nil:
 		in.people(w, r.People)
+	case r.EKRoots != nil:
+		in.ekRoots(w, r.EKRoots)
 	case r.Notaries != nil:
 		in.notaries(w, r.Notaries)
 	}

@@ -2,6 +2,7 @@ package display_test
 
 import (
 	"crypto/sha256"
+	"crypto/x509"
 	"flag"
 	"fmt"
 	"os"
@@ -61,7 +62,8 @@ rules:
 
 func rule(t testing.TB, action string) *policy.Bound {
 	t.Helper()
-	p, err := policy.Parse([]byte(rules + "  - {name: notaries, action: notaries.change, quorum: {atLeast: {k: 2, roles: [research, safety]}}, expiry: 86400}\n"))
+	p, err := policy.Parse([]byte(rules + "  - {name: notaries, action: notaries.change, quorum: {atLeast: {k: 2, roles: [research, safety]}}, expiry: 86400}\n" +
+		"  - {name: ek-roots, action: ekroots.change, quorum: {atLeast: {k: 2, roles: [research, safety]}}, expiry: 86400}\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,6 +158,24 @@ func people(r *signoff.Request) {
 	}
 }
 
+// changingEKRoots adds a root, and removes it and one that nobody knows.
+func changingEKRoots(t testing.TB) display.Input {
+	der, err := os.ReadFile(filepath.Join("..", "testdata", "ekroot.der"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := signoff.ParseEKRoot(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := Digest(sha256.Sum256(der))
+	in := input(t, signoff.ActionEKRoots, func(r *signoff.Request) {
+		r.EKRoots = &signoff.EKRootsChange{Add: [][]byte{der}, Remove: []Digest{id, digest("gone")}}
+	})
+	in.EKRoots = map[Digest]*x509.Certificate{id: cert}
+	return in
+}
+
 func TestGolden(t *testing.T) {
 	first := adopting(t, 1)
 	first.InForce, first.Set.IMA = nil, nil
@@ -179,6 +199,7 @@ func TestGolden(t *testing.T) {
 		"notaries": input(t, signoff.ActionNotaries, func(r *signoff.Request) {
 			r.Notaries = &signoff.NotaryChange{Term: 1, Faults: 1, Notaries: append(slices.Clone(council.Notaries[:3]), notary("n5"))}
 		}),
+		"ek-roots": changingEKRoots(t),
 		"resume": input(t, signoff.ActionResume, func(r *signoff.Request) {
 			r.Resume = &signoff.Resume{Halts: []Digest{digest("h1"), digest("h2"), digest("gone")}}
 		}),

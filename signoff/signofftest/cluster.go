@@ -76,6 +76,10 @@ rules:
     action: notaries.change
     quorum: {atLeast: {k: 3, roles: [security, research, leadership, safety]}}
     expiry: 86400
+  - name: change-ek-roots
+    action: ekroots.change
+    quorum: {atLeast: {k: 2, roles: [security, research, leadership, safety]}}
+    expiry: 86400
   - name: anyone-may-halt
     action: halt
     quorum: {atLeast: {k: 1, roles: [security, research, leadership, safety]}}
