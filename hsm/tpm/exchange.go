@@ -97,7 +97,7 @@ func (t *TPM) salted(tr transport.TPM, f func(opts []tpm2.AuthOption) error) err
 		return err
 	}
 	return root.Use(tr, func(h tpm2.NamedHandle) error {
-		return f([]tpm2.AuthOption{tpm2.Salted(h.Handle, root.public), tpm2.AESEncryption(128, tpm2.EncryptOut)})
+		return f([]tpm2.AuthOption{tpm2.Salted(h.Handle, root.public)})
 	})
 }
 
@@ -106,7 +106,7 @@ func (t *TPM) withPolicySession(tr transport.TPM, f func(s tpm2.Session) error) 
 	var session tpm2.Session
 	var end func() error
 	err := t.salted(tr, func(opts []tpm2.AuthOption) (err error) {
-		session, end, err = tpm2.PolicySession(tr, tpm2.TPMAlgSHA256, nonceSize, opts...)
+		session, end, err = tpm2.PolicySession(tr, tpm2.TPMAlgSHA256, nonceSize, append(opts, encryptOut)...)
 		return err
 	})
 	if err != nil {
@@ -270,7 +270,7 @@ func (k *FreshKey) ECDHContext(ctx context.Context, peer *ecdh.PublicKey) ([]byt
 		var session tpm2.Session
 		var end func() error
 		err := k.tpm.salted(tr, func(opts []tpm2.AuthOption) (err error) {
-			session, end, err = tpm2.HMACSession(tr, tpm2.TPMAlgSHA256, nonceSize, append(opts, tpm2.Auth(nil))...)
+			session, end, err = tpm2.HMACSession(tr, tpm2.TPMAlgSHA256, nonceSize, append(opts, encryptOut, tpm2.Auth(nil))...)
 			return err
 		})
 		if err != nil {
