@@ -258,9 +258,17 @@ func (a *app) follow(source follow.Source) error {
 	if a.follower != nil {
 		return nil
 	}
-	f, err := follow.New(a.id, source, func(_ authority.Outcome, line []byte) { a.leaves = append(a.leaves, line) })
+	f, err := follow.Remember(a.id, source, func(out authority.Outcome, line []byte) { a.leaves = append(a.leaves[:out.Index], line) }, a.memory())
 	a.follower = f
 	return err
+}
+
+// memory spares the next command the evidence of nodes that this one read.
+func (a *app) memory() follow.Memory {
+	if a.conf.State == "" {
+		return nil
+	}
+	return follow.InFile(a.stateFile("appraised"))
 }
 
 // accept folds up to the note and refuses a log shorter than, or different

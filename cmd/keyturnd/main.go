@@ -27,6 +27,7 @@ import (
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/coordinator"
 	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/follow"
 	"github.com/keyturn/keyturn/signoff/log"
 	"github.com/keyturn/keyturn/signoff/log/etcd"
 )
@@ -127,7 +128,8 @@ func (s *server) open(ctx context.Context, file string, conf *config.Coordinator
 	if err != nil {
 		return nil, err
 	}
-	return coordinator.New(ctx, coordinator.Config{Charter: id, Genesis: genesis, Order: s.order, Archive: s.arch, LogKey: logKey, Log: s.logger})
+	return coordinator.New(ctx, coordinator.Config{Charter: id, Genesis: genesis, Order: s.order, Archive: s.arch, LogKey: logKey, Log: s.logger,
+		Memory: follow.InFile(filepath.Join(dir, "appraised.json"))})
 }
 
 // readGenesis reads the first entries; none once the file is gone.

@@ -54,6 +54,8 @@ type Authority struct {
 
 	witnessed bool            // see NewWitnessed
 	void      map[uint64]bool // see Doubt
+	recalled  *kept           // see Recall; nil once it is taken up
+	unheeded  []uint64        // see Void
 
 	bootLogs bootLogs // neither changes an outcome
 	leases   leaseMemo
@@ -89,7 +91,7 @@ func (a *Authority) Doubt(void map[uint64]bool) { a.void = void }
 
 // doubted reports whether the entry is said to have no effect.
 func (d decision) doubted() error {
-	if d.authority.witnessed && d.authority.void[d.index] {
+	if d.authority.takesWord() && d.authority.void[d.index] {
 		return errors.New("the notaries gave it no effect")
 	}
 	return nil
@@ -135,6 +137,9 @@ func (a *Authority) apply(p prepared, blobs Blobs) (Outcome, error) {
 		return out, err
 	}
 	a.commitEntry(p.line, out, changes)
+	if err := a.takeUp(); err != nil {
+		return out, err
+	}
 	for _, c := range changes {
 		out.Changes = append(out.Changes, c.key)
 	}
@@ -175,6 +180,7 @@ func (a *Authority) judge(p prepared, blobs Blobs) ([]change, error) {
 
 // commitEntry is the only function with effects.
 func (a *Authority) commitEntry(line []byte, out Outcome, changes []change) {
+	a.heed(out)
 	leaf := Digest(tlog.RecordHash(line))
 	a.tree.add(tlog.Hash(leaf))
 	a.roots = append(a.roots, Digest(a.tree.root()))

@@ -37,7 +37,7 @@ func (d decision) epoch(e *signoff.Epoch) ([]change, error) {
 	}
 	rec := &Epoch{Number: number, Index: d.index, Time: s.Time, Root: e.Root, Proposers: recent}
 	changes := []change{{key: "epoch", value: rec, put: func(s *State) { s.Epoch = rec }}}
-	if d.authority.witnessed {
+	if d.authority.takesWord() {
 		return changes, nil
 	}
 	leases, err := d.authority.Leases(e.Evidence, d.blobs)
@@ -89,7 +89,7 @@ func (d decision) claimEvidence(c *signoff.Claim, r *Request) ([]byte, attest.Pa
 	}
 	var fresh *ecdh.PublicKey
 	var past attest.Past
-	if d.authority.witnessed {
+	if d.authority.takesWord() {
 		fresh, err = p.Evidence.FreshKey()
 	} else {
 		fresh, past, err = d.claimVerdict(p, c, r)

@@ -87,7 +87,7 @@ func (d decision) claim(c *signoff.Claim) ([]change, error) {
 	if err := d.doubted(); err != nil {
 		return nil, err
 	}
-	if err := s.leased(c.Node); err != nil && !d.authority.witnessed {
+	if err := s.leased(c.Node); err != nil && !d.authority.takesWord() {
 		return nil, err
 	}
 	if !c.Resume.IsZero() {

@@ -28,7 +28,6 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/hsm"
-	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
 	"github.com/keyturn/keyturn/signoff/follow"
@@ -59,6 +58,7 @@ type Config struct {
 	Archive *log.Archive
 	LogKey  hsm.Key // Ed25519
 	Log     *slog.Logger
+	Memory  follow.Memory // of earlier runs; nil: appraises every epoch again
 }
 
 // A Coordinator is a running coordinator.
@@ -70,7 +70,7 @@ type Coordinator struct {
 	mu       sync.Mutex
 	auth     *authority.Authority // folded up to the archive's size
 	outcomes map[uint64]error     // of recent entries
-	void     []uint64             // epochs and claims without effect, ascending
+	kept     uint64               // number of the last epoch that the memory holds
 	pending  []byte               // signed note not yet final, or nil
 	final    []byte               // newest note with a quorum, or nil
 	changed  chan struct{}        // closed and replaced whenever pending, final or the size changes
@@ -79,16 +79,12 @@ type Coordinator struct {
 // New brings archive and order together and refuses to start if one of them
 // went back or was rewritten.
 func New(ctx context.Context, cfg Config) (*Coordinator, error) {
-	auth, err := authority.New(cfg.Charter)
-	if err != nil {
-		return nil, err
-	}
-	c := &Coordinator{cfg: cfg, mail: newMail(), wake: make(chan struct{}, 1), auth: auth,
+	c := &Coordinator{cfg: cfg, mail: newMail(), wake: make(chan struct{}, 1),
 		outcomes: map[uint64]error{}, changed: make(chan struct{})}
 	if err := c.reconcile(ctx); err != nil {
 		return nil, err
 	}
-	if err := c.refold(ctx); err != nil {
+	if err := c.refold(ctx, cfg.Memory); err != nil {
 		return nil, err
 	}
 	return c, c.loadFinal(ctx)
@@ -185,19 +181,24 @@ func (c *Coordinator) each(ctx context.Context, size uint64, do func(from uint64
 }
 
 // refold folds the tiles. A missing blob stops it where it is, as it did
-// before the restart: the coordinator must run for the blob to come.
-func (c *Coordinator) refold(ctx context.Context) error {
-	err := c.each(ctx, c.cfg.Archive.Size(), func(_ uint64, lines [][]byte) error {
+// before the restart: the coordinator must run for the blob to come. What m holds
+// and this log does not bear out is passed over.
+func (c *Coordinator) refold(ctx context.Context, m follow.Memory) (err error) {
+	if c.auth, err = follow.Begin(c.cfg.Charter, m); err != nil {
+		return err
+	}
+	err = c.each(ctx, c.cfg.Archive.Size(), func(_ uint64, lines [][]byte) error {
 		for _, line := range lines {
-			out, err := c.auth.Apply(line, c.blobs(ctx))
-			if err != nil {
+			if _, err := c.auth.Apply(line, c.blobs(ctx)); err != nil {
 				return err
 			}
-			c.noteVoid(out)
 		}
 		return nil
 	})
-	if errors.Is(err, authority.ErrMissingBlob) {
+	switch {
+	case errors.Is(err, authority.ErrRecall), c.auth.Recalling() && ctx.Err() == nil:
+		return c.refold(ctx, nil)
+	case errors.Is(err, authority.ErrMissingBlob):
 		return nil
 	}
 	return err
@@ -314,19 +315,11 @@ func (c *Coordinator) foldNew(ctx context.Context) error {
 		if out.Void != nil {
 			c.cfg.Log.Warn("void entry", "index", out.Index, "kind", out.Kind, "why", out.Void)
 		}
-		c.noteVoid(out)
 		c.outcomes[out.Index] = out.Void
 		delete(c.outcomes, out.Index-min(out.Index, 65536))
 	}
+	c.kept = follow.Keep(c.cfg.Memory, c.auth, c.kept)
 	return nil
-}
-
-// noteVoid keeps which epochs and claims had no effect, for those who do not
-// appraise nodes themselves. The caller holds mu.
-func (c *Coordinator) noteVoid(out authority.Outcome) {
-	if out.Void != nil && (out.Kind == signoff.KindEpoch || out.Kind == signoff.KindClaim) {
-		c.void = append(c.void, out.Index)
-	}
 }
 
 // announce wakes everyone who waits for news. The caller holds mu.

@@ -118,9 +118,10 @@ func (c *Coordinator) getVoid(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c.mu.Lock()
-	i, _ := slices.BinarySearch(c.void, from)
-	j, _ := slices.BinarySearch(c.void, to)
-	out := slices.Concat([]uint64{}, c.void[i:j])
+	void := c.auth.Void()
+	i, _ := slices.BinarySearch(void, from)
+	j, _ := slices.BinarySearch(void, to)
+	out := slices.Concat([]uint64{}, void[i:j])
 	c.mu.Unlock()
 	answer(w, out)
 }

@@ -51,6 +51,7 @@ type Follower struct {
 	source  Source
 	witness Witness // nil: appraises all evidence itself
 	observe func(authority.Outcome, []byte)
+	memory  Memory // nil: appraises everything again at each start
 
 	mu         sync.Mutex
 	auth       *authority.Authority
@@ -58,19 +59,26 @@ type Follower struct {
 	note       []byte
 	trust      proof.Trust // what it was held to
 	recoveries uint64      // in the log up to it
+	kept       uint64      // number of the last epoch that memory holds
 }
 
 // New starts at the charter digest, the caller's trust anchor. observe, if not
 // nil, sees every entry as it is folded.
 func New(charter Digest, source Source, observe func(authority.Outcome, []byte)) (*Follower, error) {
-	auth, err := authority.New(charter)
-	if err != nil {
-		return nil, err
-	}
+	return Remember(charter, source, observe, nil)
+}
+
+// Remember is New for a program that runs again and again: what m holds spares it
+// the evidence of the epochs before. What cannot be read, or turns out to be of
+// another log, is passed over, and the fold appraises everything itself.
+func Remember(charter Digest, source Source, observe func(authority.Outcome, []byte), m Memory) (*Follower, error) {
 	if observe == nil {
 		observe = func(authority.Outcome, []byte) {}
 	}
-	return &Follower{charter: charter, source: source, observe: observe, auth: auth}, nil
+	f := &Follower{charter: charter, source: source, observe: observe, memory: m}
+	var err error
+	f.auth, err = f.begin(m)
+	return f, err
 }
 
 // NewWitnessed is New for those who take the verdicts on nodes from the notaries,
@@ -81,16 +89,16 @@ func NewWitnessed(charter Digest, source Witness, observe func(authority.Outcome
 		return nil, err
 	}
 	f.witness = source
-	f.auth, err = f.begin()
+	f.auth, err = f.begin(nil)
 	return f, err
 }
 
 // begin makes an empty fold.
-func (f *Follower) begin() (*authority.Authority, error) {
+func (f *Follower) begin(m Memory) (*authority.Authority, error) {
 	if f.witness != nil {
 		return authority.NewWitnessed(f.charter)
 	}
-	return authority.New(f.charter)
+	return Begin(f.charter, m)
 }
 
 // View calls fn with the fold and the last checkpoint accepted, while nothing
@@ -158,13 +166,13 @@ func (f *Follower) advance(ctx context.Context, note []byte, r rule) (proof.Chec
 		return claimed, fmt.Errorf("follow: checkpoint of %d entries, %d were seen: %w", claimed.Size, f.last.Size, ErrRollback)
 	}
 	if !renewed && claimed.Size >= f.auth.Size() {
-		left := f.auth.Size() > f.last.Size
+		left := f.auth.Size() > f.last.Size || f.auth.Recalling()
 		c, err := f.reach(ctx, f.auth, claimed, note, r)
-		if !left || !errors.Is(err, ErrRollback) && (f.witness == nil || !errors.Is(err, errState)) {
+		if !left || !errors.Is(err, authority.ErrRecall) && !errors.Is(err, ErrRollback) && (f.witness == nil || !errors.Is(err, errState)) {
 			return c, err
 		}
 	}
-	fresh, err := f.begin()
+	fresh, err := f.begin(nil)
 	if err != nil {
 		return claimed, err
 	}
@@ -183,10 +191,14 @@ func (f *Follower) reach(ctx context.Context, a *authority.Authority, claimed pr
 	if err := f.fold(ctx, a, claimed.Size); err != nil {
 		return claimed, err
 	}
+	if a.Recalling() {
+		return claimed, fmt.Errorf("follow: the checkpoint of %d entries is older than what was kept: %w", claimed.Size, authority.ErrRecall)
+	}
 	trust, err := f.check(a, claimed, note, r)
 	if err != nil {
 		return claimed, err
 	}
+	f.kept = Keep(f.memory, a, f.kept)
 	f.auth, f.last, f.note, f.trust, f.recoveries = a, claimed, note, trust, a.State().Recoveries
 	return claimed, nil
 }

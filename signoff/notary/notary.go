@@ -91,7 +91,7 @@ func New(cfg Config) (*Notary, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := follow.New(cfg.Charter, cfg.Client, nil)
+	f, err := follow.Remember(cfg.Charter, cfg.Client, nil, st)
 	if err != nil {
 		return nil, err
 	}

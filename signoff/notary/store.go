@@ -61,6 +61,16 @@ func (p position) next(seen signoff.Seen, recoveries uint64) (position, error) {
 
 const positionFile = "position.json"
 
+// appraisedFile is what the fold concluded from evidence (follow.Memory). Losing
+// it costs time; whoever writes it makes this notary's verdicts on nodes.
+const appraisedFile = "appraised.json"
+
+// Load returns what Save was given last, nil for nothing.
+func (s *store) Load() ([]byte, error) { return s.read(appraisedFile) }
+
+// Save replaces it.
+func (s *store) Save(b []byte) error { return s.write(appraisedFile, b) }
+
 func initStore(dir string, charter Digest) error {
 	path := filepath.Join(dir, positionFile)
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {

@@ -19,6 +19,7 @@ import (
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/signoff/api"
 	"github.com/keyturn/keyturn/signoff/coordinator"
+	"github.com/keyturn/keyturn/signoff/follow"
 	"github.com/keyturn/keyturn/signoff/log"
 	"github.com/keyturn/keyturn/signoff/log/etcd"
 )
@@ -80,7 +81,8 @@ func (h *Host) TryStart() (err error) {
 	c.must(err)
 	h.Archive, err = log.Open(h.LogDir())
 	c.must(err)
-	co, err := coordinator.New(ctx, coordinator.Config{Charter: c.ID, Genesis: c.Genesis, Order: h.Order, Archive: h.Archive, LogKey: h.LogKey, Log: c.Log})
+	co, err := coordinator.New(ctx, coordinator.Config{Charter: c.ID, Genesis: c.Genesis, Order: h.Order, Archive: h.Archive, LogKey: h.LogKey, Log: c.Log,
+		Memory: follow.InFile(filepath.Join(h.Dir, "appraised.json"))})
 	if err != nil {
 		cancel()
 		h.Archive.Close()
