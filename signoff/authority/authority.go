@@ -55,6 +55,7 @@ type Authority struct {
 	witnessed bool            // see NewWitnessed
 	void      map[uint64]bool // see Doubt
 	recalled  *kept           // see Recall; nil once it is taken up
+	took      uint64          // number of the epoch whose leases were recalled, 0 for none
 	unheeded  []uint64        // see Void
 
 	bootLogs bootLogs // neither changes an outcome

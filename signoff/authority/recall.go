@@ -82,6 +82,10 @@ func (a *Authority) Recall(b []byte) error {
 // Recalling reports whether the fold has not come to the end of what was kept.
 func (a *Authority) Recalling() bool { return a.recalled != nil }
 
+// Recalled is the number of the epoch in force at the end of what was recalled, 0 if
+// nothing was.
+func (a *Authority) Recalled() uint64 { return a.took }
+
 // takesWord reports whether verdicts on evidence come from elsewhere.
 func (a *Authority) takesWord() bool { return a.witnessed || a.Recalling() }
 
@@ -105,6 +109,9 @@ func (a *Authority) takeUp() error {
 		again := *n
 		again.Past = c.Past
 		a.state.Nodes[c.Node] = &again
+	}
+	if a.state.Epoch != nil {
+		a.took = a.state.Epoch.Number
 	}
 	a.recalled, a.void = nil, nil
 	return nil

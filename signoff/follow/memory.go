@@ -39,6 +39,7 @@ func Begin(charter Digest, m Memory) (*authority.Authority, error) {
 // number given, and returns the number of the one that m holds. To fail costs time
 // at the next start, no more.
 func Keep(m Memory, a *authority.Authority, since uint64) uint64 {
+	since = max(since, a.Recalled())
 	e := a.State().Epoch
 	if m == nil || e == nil || e.Number < since+keepEvery {
 		return since
