@@ -40,6 +40,7 @@ const (
 	KindCommitment Kind = "dkg-commitment"
 	KindDealing    Kind = "dkg-dealing"
 	KindTranscript Kind = "dkg-transcript"
+	KindAnswer     Kind = "dkg-answer"
 	KindObject     Kind = "object"
 	KindDeals      Kind = "deals"
 	KindRequest    Kind = "request"
@@ -95,6 +96,8 @@ func empty(k Kind) Document {
 		return new(Dealing)
 	case KindTranscript:
 		return new(Transcript)
+	case KindAnswer:
+		return new(DealerAnswer)
 	case KindObject:
 		return new(Object)
 	case KindDeals:

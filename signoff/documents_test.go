@@ -150,6 +150,10 @@ func transcript() *signoff.Transcript {
 	return &signoff.Transcript{Charter: cluster, Notary: digest("n1"), Term: 1, Attempt: 1, Digest: digest("transcript"), Group: bytesOf(32)}
 }
 
+func answer() *signoff.DealerAnswer {
+	return &signoff.DealerAnswer{Charter: cluster, Notary: digest("n1"), Term: 1, Attempt: 1, Digest: digest("transcript"), Accuser: digest("n2"), Share: bytesOf(32)}
+}
+
 func signing() *signoff.Signing {
 	return &signoff.Signing{Charter: cluster, Notary: digest("n1"), Payload: digest("payload"), Term: 1, Attempt: 1, Offer: bytesOf(66), Session: 2, List: digest("list"), Share: bytesOf(32)}
 }
@@ -209,7 +213,7 @@ func samples() map[string]signoff.Document {
 		"custody": &signoff.Custody{Charter: cluster, Person: digest("frank"), Blob: digest("blob"), Shares: []signoff.Held{
 			{Object: digest("one"), Epoch: 2, Sharing: digest("sharing")}, {Object: digest("two"), Epoch: 2, Sharing: digest("other"), Wrong: 3}}},
 		"charter": charter(), "acceptance": &signoff.Acceptance{Charter: cluster, Person: digest("alice")},
-		"dkg-commitment": commitment(), "dkg-dealing": dealing(), "dkg-transcript": transcript(),
+		"dkg-commitment": commitment(), "dkg-dealing": dealing(), "dkg-transcript": transcript(), "dkg-answer": answer(),
 		"object": object(), "object-snapshot": snapshot(), "deals": deals(), "approval": approval(), "warrant": warrant(), "activation": activation(), "tick": tick(), "epoch": epoch(),
 		"claim": claim(), "release": release(), "receipt": receipt(), "halt": halt(), "recovery": recovery(), "position": position(),
 		"joining":  &signoff.Joining{Charter: cluster, Notary: digest("n5"), Request: digest("request"), Witness: bytesOf(64)},
@@ -260,7 +264,8 @@ func line(payload []byte) []byte {
 
 var update = flag.Bool("update", false, "record the golden documents anew")
 
-// TestGolden holds every kind of document to the bytes recorded on 2026-11-24.
+// TestGolden holds every kind of document to the bytes recorded on 2026-11-24,
+// or 2026-11-26 for dkg-answer.
 // They are what people and notaries sign: if this test fails, old documents no
 // longer read and old signatures no longer verify.
 func TestGolden(t *testing.T) {

@@ -9,9 +9,10 @@ import (
 // The shares of the group key are made by documents in the log. In the first
 // term's key generation every notary deals, in a later term's reshare a quorum
 // of the notaries in office does. Each dealer publishes a Commitment, then a
-// Dealing; every member of the new council answers with a Transcript. It is done
-// once all of them name the same bytes. An attempt that fails is started again
-// under the next number.
+// Dealing; every member of the new council agrees with a Transcript. It is done
+// once all of them name the same bytes. A member that got a wrong sub-share
+// accuses its dealer first, who publishes that one sub-share in a DealerAnswer. An
+// attempt that fails is started again under the next number.
 
 // A Commitment is a dealer's first round: commitments to its polynomial and
 // the proof that it knows the constant term (hsm/frost Round1).
@@ -91,10 +92,10 @@ func (d *Dealing) Validate() error {
 	return nil
 }
 
-// A Transcript is a notary's last word on an attempt. With Accused empty it
-// says: every sub-share I received verified, and Digest and Group are what I
-// derive. Otherwise it names the notaries whose sub-share did not verify, and
-// the attempt is over.
+// A Transcript is a notary's word on an attempt. With Accused empty it is its
+// last, and says: every sub-share I received verified, and Digest and Group are
+// what I derive. Otherwise it names the dealers whose sub-share did not verify,
+// each of which has to answer.
 type Transcript struct {
 	Charter Digest   `json:"charter"`
 	Notary  Digest   `json:"notary"`
@@ -125,6 +126,41 @@ func (t *Transcript) Validate() error {
 	}
 	if len(t.Accused) > 0 {
 		return checkDigests("accused", t.Accused, MaxNotaries)
+	}
+	return nil
+}
+
+// A DealerAnswer is an accused dealer's sub-share for its accuser, in clear. Whoever
+// reads the log judges it by the dealer's Commitment. It gives nothing away: if
+// the accuser lies, the liar had it; if not, the dealer's polynomial protects
+// nobody.
+type DealerAnswer struct {
+	Charter Digest `json:"charter"`
+	Notary  Digest `json:"notary"` // the dealer
+	Term    uint32 `json:"term"`
+	Attempt uint32 `json:"attempt"`
+	Digest  Digest `json:"digest"` // over all commitments and dealings
+	Accuser Digest `json:"accuser"`
+	Share   []byte `json:"share"` // 32 bytes
+}
+
+// Kind is KindAnswer.
+func (a *DealerAnswer) Kind() Kind { return KindAnswer }
+
+// Cluster is the charter the answer belongs to.
+func (a *DealerAnswer) Cluster() Digest { return a.Charter }
+
+func (a *DealerAnswer) subjects() []dsse.Subject {
+	return []dsse.Subject{dsse.About("transcript", a.Digest), dsse.About("accuser", a.Accuser)}
+}
+
+// Validate checks the lengths.
+func (a *DealerAnswer) Validate() error {
+	if a.Notary.IsZero() || a.Term == 0 || a.Attempt == 0 || a.Digest.IsZero() || a.Accuser.IsZero() {
+		return missing("notary, term, attempt, digest or accuser")
+	}
+	if len(a.Share) != 32 {
+		return fmt.Errorf("a sub-share of %d bytes, want 32", len(a.Share))
 	}
 	return nil
 }

@@ -148,13 +148,13 @@ func (l *log) founded() *log {
 	return l
 }
 
-// keygen lets the notaries make their group key.
-func (l *log) keygen() *log {
+// firstDealt has every notary deal for the first group key.
+func (l *log) firstDealt() (ceremony *frost.Ceremony, dealings []*frost.Dealing, round1s []frost.Round1) {
 	l.t.Helper()
 	ceremony, err := l.state().Ceremony()
 	l.must(err)
 	n, attempt := len(l.Notaries), l.state().Keygen.Attempt
-	dealings, round1s := make([]*frost.Dealing, n), make([]frost.Round1, n)
+	dealings, round1s = make([]*frost.Dealing, n), make([]frost.Round1, n)
 	for i, y := range l.Notaries {
 		dealings[i], err = ceremony.Deal(rand.Reader, uint16(i+1))
 		l.must(err)
@@ -172,10 +172,19 @@ func (l *log) keygen() *log {
 		}
 		l.takes(l.signed(y.Signing, d))
 	}
+	return ceremony, dealings, round1s
+}
+
+// keygen lets the notaries make their group key.
+func (l *log) keygen() *log {
+	l.t.Helper()
+	ceremony, dealings, round1s := l.firstDealt()
+	n, attempt := len(l.Notaries), l.state().Keygen.Attempt
 	digest := l.state().Keygen.Digest(l.ID)
 	for i, y := range l.Notaries {
 		received := make([][32]byte, n)
 		for j := range dealings {
+			var err error
 			received[j], err = dealings[j].Share(uint16(i + 1))
 			l.must(err)
 		}

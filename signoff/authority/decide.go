@@ -45,6 +45,8 @@ func (d decision) decide() ([]change, error) {
 		return d.dealing(doc)
 	case *signoff.Transcript:
 		return d.transcript(doc)
+	case *signoff.DealerAnswer:
+		return d.answer(doc)
 	case *signoff.Tick:
 		return d.tick(doc)
 	case *signoff.Object:
@@ -215,6 +217,9 @@ func (d decision) tick(t *signoff.Tick) ([]change, error) {
 	changes := []change{{key: "tick", value: []any{next, now}, put: func(s *State) { s.Ticks, s.Time = next, now }}}
 	if k := d.state.reshareTicked(t.Notary, now); k != nil {
 		changes = append(changes, putKeygen(k))
+	}
+	if next.Round > r.Round {
+		changes = append(changes, d.disputesTicked(r.Round, now)...)
 	}
 	return changes, nil
 }

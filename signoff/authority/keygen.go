@@ -26,7 +26,7 @@ func keygen(c signoff.Council) *Keygen {
 // empty takes the attempt's documents away.
 func (k *Keygen) empty() *Keygen {
 	k.Commitments, k.Dealings, k.Transcripts = map[Digest]*signoff.Commitment{}, map[Digest]*signoff.Dealing{}, map[Digest]*signoff.Transcript{}
-	k.Seen, k.group = nil, nil
+	k.Seen, k.Disputes, k.group = nil, nil, nil
 	return k
 }
 
@@ -34,7 +34,7 @@ func (k *Keygen) empty() *Keygen {
 func (k *Keygen) copy() *Keygen {
 	c := *k
 	c.Commitments, c.Dealings, c.Transcripts = maps.Clone(k.Commitments), maps.Clone(k.Dealings), maps.Clone(k.Transcripts)
-	c.Dealers, c.Late, c.Seen = slices.Clone(k.Dealers), slices.Clone(k.Late), slices.Clone(k.Seen)
+	c.Dealers, c.Late, c.Seen, c.Disputes = slices.Clone(k.Dealers), slices.Clone(k.Late), slices.Clone(k.Seen), slices.Clone(k.Disputes)
 	return &c
 }
 
@@ -205,7 +205,7 @@ func (s *State) derivedGroup() (*frost.Group, error) {
 }
 
 // transcript counts a member's agreement. All must agree before the shares are
-// in force; one accusation ends the attempt and starts the next.
+// in force; one that accuses agrees when its dealers have answered.
 func (d decision) transcript(t *signoff.Transcript) ([]change, error) {
 	s := d.state
 	if err := d.keygenOpen(t.Term, t.Attempt); err != nil {
@@ -220,17 +220,16 @@ func (d decision) transcript(t *signoff.Transcript) ([]change, error) {
 	if want := s.Keygen.Digest(s.ID); t.Digest != want {
 		return nil, fmt.Errorf("transcript %s, this log gives %s: the notary saw other messages", t.Digest, want)
 	}
-	for _, id := range t.Accused {
-		if !s.Dealing(id) {
-			return nil, fmt.Errorf("accuses %s, who dealt nothing", id)
-		}
-	}
-	if len(t.Accused) > 0 {
-		why := fmt.Sprintf("attempt %d: %s accuses %d notaries", t.Attempt, t.Notary.Short(), len(t.Accused))
-		return []change{putKeygen(s.nextAttempt(why, t.Accused))}, nil
-	}
 	if _, ok := s.Keygen.Transcripts[t.Notary]; ok {
 		return nil, errors.New("this notary has already agreed")
+	}
+	if len(t.Accused) > 0 {
+		return d.accusation(t)
+	}
+	for _, x := range s.Keygen.Disputes {
+		if x.Accuser == t.Notary && x.Open() {
+			return nil, fmt.Errorf("agrees, and waits for the answer of %s, whom it accused", x.Dealer)
+		}
 	}
 	group, err := s.derivedGroup()
 	if err != nil {
@@ -280,9 +279,9 @@ func (s *State) reshare(n *signoff.NotaryChange, warrant Digest) *Keygen {
 
 // nextAttempt starts over. In a reshare those at fault deal again only if too
 // few others are left.
-func (s *State) nextAttempt(why string, fault []Digest) *Keygen {
+func (s *State) nextAttempt(why string, fault []Digest, now int64) *Keygen {
 	k := s.Keygen.copy()
-	k.Attempt, k.Failed, k.Began = k.Attempt+1, why, s.Time
+	k.Attempt, k.Failed, k.Began = k.Attempt+1, fmt.Sprintf("attempt %d: %s", k.Attempt, why), now
 	if k.Term > 1 {
 		n, q := len(s.Council().Notaries), s.Council().Quorum()
 		k.Dealers, k.Late = nil, append(without(k.Late, fault), fault...)
@@ -314,9 +313,7 @@ func (s *State) reshareTicked(notary Digest, now int64) *Keygen {
 		if len(silent) == 0 || now-k.Began <= reshareTime {
 			return nil
 		}
-		next := s.nextAttempt(fmt.Sprintf("attempt %d: %d dealers were silent", k.Attempt, len(silent)), silent)
-		next.Began = now
-		return next
+		return s.nextAttempt(fmt.Sprintf("%d dealers were silent", len(silent)), silent, now)
 	}
 	_, index, ok := s.Notary(notary)
 	if !ok || contains(k.Late, notary) || slices.Contains(k.Dealers, index) {

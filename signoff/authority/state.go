@@ -36,6 +36,7 @@ type State struct {
 	Terms      []*Term      // all councils that were in office, that which is last
 	Watches    []Watch      // whose signatures made checkpoints, from which size on
 	Keygen     *Keygen      // the making of shares that is under way, or the last one
+	Aborts     []*Abort     // every attempt at shares that accusations ended, in order
 	Group      *frost.Group // of the council in office; nil until the key generation is complete
 	Ticks      *TickRound
 	Requests   map[Digest]*Request
@@ -200,7 +201,8 @@ type Keygen struct {
 	Commitments map[Digest]*signoff.Commitment `json:"-"`
 	Dealings    map[Digest]*signoff.Dealing    `json:"-"`
 	Transcripts map[Digest]*signoff.Transcript `json:"-"`
-	Seen        []Digest                       `json:"seen"` // documents of this attempt, in order
+	Seen        []Digest                       `json:"seen"` // commitments and dealings of this attempt, in order
+	Disputes    []Dispute                      `json:"disputes,omitempty"`
 	Failed      string                         `json:"failed"`
 	Done        bool                           `json:"done"`  // every member has its share
 	Index       uint64                         `json:"index"` // of the entry that made it so

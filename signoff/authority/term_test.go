@@ -351,8 +351,8 @@ func TestAttackReshareTranscript(t *testing.T) {
 	c.voids(c.transcript(c.next[0], c.old[0].Doc.ID()), "the notaries have their shares")
 }
 
-// A silent dealer costs a minute, an accused one an attempt, and neither deals
-// again while others can.
+// A silent dealer costs a minute, one that answers wrong an attempt, and neither
+// deals again while others can.
 func TestReshareStartsOver(t *testing.T) {
 	l := ready(t)
 	c := l.reseats(l.Notaries[0], l.Notaries[1], l.Notaries[2], l.NewNotary("n5"))
@@ -375,6 +375,7 @@ func TestReshareStartsOver(t *testing.T) {
 	}
 	c.dealt()
 	c.takes(c.transcript(c.next[3], c.old[0].Doc.ID()))
+	c.takes(c.answer(c.old[0], c.next[3], [32]byte{1}))
 	k = c.state().Keygen
 	if k.Attempt != 3 || !slices.Equal(k.Late, []Digest{c.old[0].Doc.ID()}) {
 		t.Fatalf("attempt %d: %s; late %v", k.Attempt, k.Failed, k.Late)

@@ -82,6 +82,8 @@ func (s *State) verifySigner(p prepared) error {
 		return s.byNotary(p, d.Notary)
 	case *signoff.Transcript:
 		return s.byMember(p, d.Notary)
+	case *signoff.DealerAnswer:
+		return s.byNotary(p, d.Notary)
 	case *signoff.Joining:
 		return s.byJoiner(p, d)
 	case *signoff.Takeover:

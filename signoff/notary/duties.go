@@ -124,10 +124,10 @@ func (n *Notary) tickDue(l look) bool {
 	return turn && ((l.woken && age >= tickWoken) || (busy(s) && age >= tickEvery))
 }
 
-// busy reports whether something waits for time: nodes, open requests or a
-// reshare.
+// busy reports whether something waits for time: nodes, open requests, a
+// reshare or a dealer's answer.
 func busy(s *authority.State) bool {
-	if !s.Keygen.Done && s.Keygen.Term > 1 {
+	if !s.Keygen.Done && s.Keygen.Term > 1 || s.Keygen.Disputed() {
 		return true
 	}
 	for _, node := range s.Nodes {

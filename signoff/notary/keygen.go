@@ -7,11 +7,13 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/hsm/frost"
 	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
 )
 
@@ -74,16 +76,29 @@ func (n *Notary) planKeygen(l look) (func(context.Context) error, error) {
 	run := keygen{n: n, ceremony: ceremony, old: s.Group, self: l.index, charter: s.ID, term: k.Term, attempt: k.Attempt}
 	dealers := s.Dealers()
 	_, me, member := k.Members.Find(n.id)
+	waits := slices.ContainsFunc(k.Disputes, func(x authority.Dispute) bool { return x.Accuser == n.id && x.Open() })
+	accused := slices.IndexFunc(k.Disputes, func(x authority.Dispute) bool { return x.Dealer == n.id && x.Open() && l.isFinal(x.Index) })
 	switch {
 	case s.Dealing(n.id) && k.Commitments[n.id] == nil:
 		return run.commit, nil
 	case s.Dealing(n.id) && len(k.Commitments) == len(dealers) && k.Dealings[n.id] == nil:
 		return func(ctx context.Context) error { return run.deal(ctx, k.Members) }, nil
-	case member && len(k.Dealings) == len(dealers) && k.Transcripts[n.id] == nil:
+	case accused >= 0:
+		accuser := k.Disputes[accused].Accuser
+		_, to, _ := k.Members.Find(accuser)
+		return func(ctx context.Context) error {
+			return run.answer(ctx, accuser, to, k.Digest(s.ID), k.Commitments[n.id])
+		}, nil
+	case member && len(k.Dealings) == len(dealers) && k.Transcripts[n.id] == nil && !waits:
 		round1s, _ := s.Round1s()
-		var received [][]byte
-		for _, y := range dealers {
-			received = append(received, k.Dealings[y.ID()].Shares[me-1])
+		received := make([]subshare, len(dealers))
+		for i, y := range dealers {
+			received[i].sealed = k.Dealings[y.ID()].Shares[me-1]
+			for _, x := range k.Disputes {
+				if x.Accuser == n.id && x.Dealer == y.ID() {
+					received[i].published = x.Share[:]
+				}
+			}
 		}
 		run.self = me
 		digest := k.Digest(s.ID)
@@ -91,6 +106,10 @@ func (n *Notary) planKeygen(l look) (func(context.Context) error, error) {
 	}
 	return nil, nil
 }
+
+// A subshare is what one dealer dealt this notary: sealed, or, once it had to
+// answer for that, published.
+type subshare struct{ sealed, published []byte }
 
 // keygen is one attempt, as this notary takes part in it.
 type keygen struct {
@@ -107,24 +126,29 @@ type keygen struct {
 // disk before anything made from it is said; a notary killed in between says
 // the same again.
 func (k keygen) dealing(ctx context.Context) (*frost.Dealing, error) {
-	name := dealingFile(k.ceremony)
-	secret, err := k.n.loadSealed(ctx, name)
-	if err != nil {
+	d, err := k.kept(ctx)
+	if err != nil || d != nil {
+		return d, err
+	}
+	if d, err = k.fresh(ctx); err != nil {
 		return nil, err
 	}
-	if secret != nil {
-		defer clear(secret)
-		return k.ceremony.UnmarshalDealing(secret)
-	}
-	d, err := k.fresh(ctx)
+	secret, err := d.MarshalSecret()
 	if err != nil {
-		return nil, err
-	}
-	if secret, err = d.MarshalSecret(); err != nil {
 		return nil, err
 	}
 	defer clear(secret)
-	return d, k.n.saveSealed(ctx, name, secret)
+	return d, k.n.saveSealed(ctx, dealingFile(k.ceremony), secret)
+}
+
+// kept is the polynomial that is on disk; nil if none is.
+func (k keygen) kept(ctx context.Context) (*frost.Dealing, error) {
+	secret, err := k.n.loadSealed(ctx, dealingFile(k.ceremony))
+	if err != nil || secret == nil {
+		return nil, err
+	}
+	defer clear(secret)
+	return k.ceremony.UnmarshalDealing(secret)
 }
 
 // fresh makes the polynomial: in a reshare, of this notary's share.
@@ -195,10 +219,32 @@ func (k keygen) seal(d *frost.Dealing, to signoff.PublicKey, index uint16) ([]by
 	return hpke.Seal(recipient, hpke.HKDFSHA256(), hpke.ChaCha20Poly1305(), k.info(k.self, index), share[:])
 }
 
+// answer publishes the sub-share of a member that accused this notary, if it is
+// that of the commitment in the log: any other would be taken for a proof.
+func (k keygen) answer(ctx context.Context, accuser Digest, to uint16, transcript Digest, committed *signoff.Commitment) error {
+	d, err := k.kept(ctx)
+	if err != nil {
+		return err
+	}
+	if d == nil {
+		return fmt.Errorf("notary: answer %s: the dealing is not on this host any more; this attempt will fail", accuser)
+	}
+	defer d.Wipe()
+	if r := d.Round1(); !bytes.Equal(r.Proof[:], committed.Proof) {
+		return fmt.Errorf("notary: answer %s: the dealing on this host is not the one that was committed to; this attempt will fail", accuser)
+	}
+	share, err := d.Share(to)
+	if err != nil {
+		return err
+	}
+	return k.n.append(ctx, &signoff.DealerAnswer{Charter: k.charter, Notary: k.n.id, Term: k.term, Attempt: k.attempt,
+		Digest: transcript, Accuser: accuser, Share: share[:]})
+}
+
 // finish opens and verifies what was dealt, keeps the share under the token's
 // seal, and only then agrees. A sub-share that does not open or verify is
 // accused instead.
-func (k keygen) finish(ctx context.Context, dealers []signoff.Notary, transcript Digest, round1s []frost.Round1, received [][]byte) error {
+func (k keygen) finish(ctx context.Context, dealers []signoff.Notary, transcript Digest, round1s []frost.Round1, received []subshare) error {
 	doc := &signoff.Transcript{Charter: k.charter, Notary: k.n.id, Term: k.term, Attempt: k.attempt, Digest: transcript}
 	group, err := k.ceremony.Group(round1s)
 	if err != nil {
@@ -217,7 +263,10 @@ func (k keygen) finish(ctx context.Context, dealers []signoff.Notary, transcript
 	subshares := make([][32]byte, len(received))
 	defer clear(subshares)
 	for i, from := range k.ceremony.Dealers() {
-		share, err := hpke.Open(private, hpke.HKDFSHA256(), hpke.ChaCha20Poly1305(), k.info(from, k.self), received[i])
+		share, err := received[i].published, error(nil)
+		if share == nil {
+			share, err = hpke.Open(private, hpke.HKDFSHA256(), hpke.ChaCha20Poly1305(), k.info(from, k.self), received[i].sealed)
+		}
 		if err != nil || len(share) != 32 || k.ceremony.VerifySubshare(from, k.self, round1s[i], [32]byte(share)) != nil {
 			doc.Accused = append(doc.Accused, dealers[i].ID())
 			continue
