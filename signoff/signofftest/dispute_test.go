@@ -1,0 +1,202 @@
+package signofftest_test
+
+import (
+	"crypto/hpke"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/keyturn/keyturn/hsm/frost"
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/authority"
+	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/proof"
+	"github.com/keyturn/keyturn/signoff/signofftest"
+)
+
+// A crooked dealer is a notary, in league with its coordinator, that deals one
+// member another member's sub-share, sealed as it should be, in the first attempt.
+type crooked struct {
+	w        *world
+	dealer   *signofftest.Notary
+	from, to uint16
+	lies     bool // when it is accused, too
+}
+
+// firstCeremony is the first attempt of the first term, from docs/formats.md.
+func (c *crooked) firstCeremony() (*frost.Ceremony, error) {
+	none := make([]byte, 32)
+	context := dsse.Sum("keyturn/dkg-context/v1", c.w.ID[:], []byte("1"), []byte("1"), none)
+	return frost.NewKeyGen(frost.Params{Threshold: 3, Members: 4}, context[:])
+}
+
+func (c *crooked) meddle(next http.Handler) http.Handler {
+	return signofftest.Rewrite(next, func(doc *signoff.Signed) signoff.Document {
+		switch d := doc.Doc.(type) {
+		case *signoff.Dealing:
+			if d.Notary == c.dealer.Doc.ID() && d.Attempt == 1 {
+				return c.misdealt(d)
+			}
+		case *signoff.DealerAnswer:
+			if d.Notary == c.dealer.Doc.ID() && d.Attempt == 1 && c.lies {
+				d.Share = append([]byte{7}, make([]byte, 31)...)
+				return d
+			}
+		}
+		return nil
+	}, c.dealer.Signing)
+}
+
+func (c *crooked) misdealt(d *signoff.Dealing) signoff.Document {
+	ceremony, err := c.firstCeremony()
+	if err != nil {
+		return nil
+	}
+	digest := ceremony.Digest()
+	info := dsse.Sum("keyturn/dkg-share/v1", c.w.ID[:], digest[:], fmt.Append(nil, c.from), fmt.Append(nil, c.to))
+	key, err := c.w.Notaries[c.to-1].Doc.Exchange.ECDH()
+	if err != nil {
+		return nil
+	}
+	recipient, err := hpke.NewDHKEMPublicKey(key)
+	if err != nil {
+		return nil
+	}
+	wrong := append([]byte{9}, make([]byte, 31)...)
+	d.Shares[c.to-1], err = hpke.Seal(recipient, hpke.HKDFSHA256(), hpke.ChaCha20Poly1305(), info[:], wrong)
+	if err != nil {
+		return nil
+	}
+	return d
+}
+
+// A dealer that sends one member a wrong sub-share, and lies again when it has to
+// answer, is named by entries of the log. Who reads them needs no fold and no
+// notary: two signatures, the commitments and the published sub-share do.
+func TestAttackDealerSendsWrongSubshare(t *testing.T) {
+	t.Parallel()
+	w := &world{signofftest.Keys(t, nil), t}
+	c := &crooked{w: w, dealer: w.Notaries[0], from: 1, to: 3, lies: true}
+	w.Host.Meddle = c.meddle
+	w.Found()
+	w.start(1, 2, 3, 4)
+	w.Wait("a group key", func(s *authority.State) bool { return s.Group != nil })
+	abort := w.onlyAbort()
+	dealer, accuser := c.dealer.Doc.ID(), w.Notaries[2].Doc.ID()
+	if abort.Reason != authority.WrongAnswer || !slices.Equal(abort.Dealers, []signoff.Digest{dealer}) || !slices.Equal(abort.Accusers, []signoff.Digest{accuser}) {
+		t.Fatalf("%+v", abort)
+	}
+
+	// The independent reader.
+	lines, err := w.Client.Entries(t.Context(), 0, w.size())
+	w.must(err)
+	read := func(index uint64) *signoff.Signed {
+		s, err := signoff.ReadLine(lines[index])
+		w.must(err)
+		return s
+	}
+	signedBy := func(s *signoff.Signed, n *signofftest.Notary) {
+		key, err := n.Doc.Signing.Public()
+		w.must(err)
+		w.must(s.Verify(key))
+	}
+	accusation, answer := read(abort.Entries[0]), read(abort.Entries[1])
+	signedBy(accusation, w.Notaries[2])
+	signedBy(answer, c.dealer)
+	said, told := accusation.Doc.(*signoff.Transcript), answer.Doc.(*signoff.DealerAnswer)
+	if !slices.Equal(said.Accused, []signoff.Digest{dealer}) || told.Accuser != accuser || told.Digest != said.Digest {
+		t.Fatalf("accusation %+v, answer %+v", said, told)
+	}
+	var round1 frost.Round1
+	seen := [][]byte{w.ID[:]}
+	for i := range abort.Entries[0] {
+		s := read(i)
+		id := s.Digest()
+		switch d := s.Doc.(type) {
+		case *signoff.Commitment:
+			if seen = append(seen, id[:]); d.Notary == dealer {
+				signedBy(s, c.dealer)
+				round1.Proof = [64]byte(d.Proof)
+				for _, p := range d.Commitments {
+					round1.Commitments = append(round1.Commitments, [32]byte(p))
+				}
+			}
+		case *signoff.Dealing:
+			seen = append(seen, id[:])
+		}
+	}
+	if dsse.Sum("keyturn/dkg/v1", seen...) != told.Digest {
+		t.Error("the answer is not about these commitments and dealings")
+	}
+	ceremony, err := c.firstCeremony()
+	w.must(err)
+	err = ceremony.VerifySubshare(1, 3, round1, [32]byte(told.Share))
+	if cheat := (*frost.CheatError)(nil); !errors.As(err, &cheat) || cheat.Step != "subshare" || !slices.Equal(cheat.IDs, []uint16{1}) {
+		t.Errorf("the published sub-share: %v", err)
+	}
+}
+
+// onlyAbort is the one attempt that accusations ended, by a fold that begins now.
+func (w *world) onlyAbort() (abort authority.Abort) {
+	w.t.Helper()
+	note, err := w.Client.Checkpoint(w.t.Context(), true, w.size(), 20*time.Second)
+	w.must(err)
+	f, _ := w.follower()
+	_, err = f.Final(w.t.Context(), note)
+	w.must(err)
+	w.must(f.View(func(a *authority.Authority, _ proof.Checkpoint, _ []byte) error {
+		if n := len(a.State().Aborts); n != 1 {
+			w.t.Fatalf("%d attempts ended by accusations, want 1", n)
+		}
+		abort = *a.State().Aborts[0]
+		return nil
+	}))
+	return abort
+}
+
+// One that deals a wrong sub-share and answers with the right one gets away with
+// it, and gains nothing: the member has its share, in the same attempt.
+func TestAttackWrongSubshareRightAnswer(t *testing.T) {
+	t.Parallel()
+	w := &world{signofftest.Keys(t, nil), t}
+	c := &crooked{w: w, dealer: w.Notaries[0], from: 1, to: 3}
+	w.Host.Meddle = c.meddle
+	w.Found()
+	w.start(1, 2, 3, 4)
+	w.answeredOnce(c.dealer, w.Notaries[2])
+}
+
+// A member whose token misreads an honest dealer's sub-share accuses it. The
+// dealer's notary answers by itself, the member takes what was published, and its
+// share is as good as any.
+func TestAttackFalseAccusation(t *testing.T) {
+	t.Parallel()
+	w := &world{signofftest.Keys(t, nil), t}
+	dealer, accuser := w.Notaries[0], w.Notaries[2]
+	m := &signofftest.Misreader{Decrypter: accuser.Exchange, Dealer: dealer.Doc.ID(), Place: 2}
+	accuser.Exchange, w.Host.Meddle = m, m.Meddle
+	w.Found()
+	w.start(1, 2, 3, 4)
+	w.answeredOnce(dealer, accuser)
+}
+
+// answeredOnce wants a group key in the first attempt, after one accusation and
+// its answer, and the accuser's share to sign with it.
+func (w *world) answeredOnce(dealer, accuser *signofftest.Notary) {
+	w.t.Helper()
+	w.Wait("a group key", func(s *authority.State) bool { return s.Group != nil })
+	w.State(func(_ *authority.Authority, s *authority.State) {
+		k := s.Keygen
+		if k.Attempt != 1 || len(s.Aborts) > 0 || len(k.Disputes) != 1 || k.Disputed() {
+			w.t.Fatalf("attempt %d, aborts %v, disputes %+v", k.Attempt, s.Aborts, k.Disputes)
+		}
+		if x := k.Disputes[0]; x.Dealer != dealer.Doc.ID() || x.Accuser != accuser.Doc.ID() {
+			w.t.Errorf("%+v", x)
+		}
+	})
+	w.stop(4) // so that the accuser's share is needed
+	w.changePolicy("signed with a published sub-share")
+}
