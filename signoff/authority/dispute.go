@@ -64,6 +64,11 @@ const answerTime = 300
 // Disputed reports whether an answer is waited for.
 func (k *Keygen) Disputed() bool { return !k.Done && slices.ContainsFunc(k.Disputes, Dispute.Open) }
 
+// WantsTime reports whether the time to answer has still to begin.
+func (k *Keygen) WantsTime() bool {
+	return !k.Done && slices.ContainsFunc(k.Disputes, func(x Dispute) bool { return x.Open() && x.Since == 0 })
+}
+
 // accusation makes the accused answer, each to f members at most: more accusers
 // than that are not all liars. As many published sub-shares, with those of f
 // hostile members, are 2f < q, too few to give a dealer's polynomial away.

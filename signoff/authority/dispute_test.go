@@ -193,6 +193,23 @@ func TestAttackAccusedSilent(t *testing.T) {
 	}
 }
 
+// Of two that are accused only the silent one is disqualified.
+func TestAttackOneOfTwoSilent(t *testing.T) {
+	c := replaced(t).chosen3().dealt()
+	silent, other := c.old[1], c.old[0]
+	c.takes(c.transcript(c.next[3], other.Doc.ID()))
+	c.takes(c.transcript(c.next[2], silent.Doc.ID()))
+	accusation := c.at()
+	c.takes(c.answer(other, c.next[3], c.dealtTo(other, 4)))
+	for _, after := range []int64{0, 0, 301} {
+		c.tick(c.state().Time + after)
+	}
+	c.abortsWith(authority.NoAnswer, []*signofftest.Notary{silent}, []*signofftest.Notary{c.next[2]}, accusation, c.at())
+	if late := c.state().Keygen.Late; !slices.Equal(late, ids([]*signofftest.Notary{silent})) {
+		t.Errorf("late are %v", late)
+	}
+}
+
 // An answer that comes just in time is one.
 func TestAccusedAnswersLate(t *testing.T) {
 	c := replaced(t).chosen3().dealt()

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/keyturn/keyturn/signoff"
@@ -38,6 +39,7 @@ func TestFaultKilledWhileAnswering(t *testing.T) {
 	c.Wait("a group key", func(s *authority.State) bool { return s.Group != nil })
 	g.bury()
 	deaths := g.deaths()
+	t.Logf("%d lives, killed at %d steps:\n%s", g.lives, len(deaths), strings.Join(deaths, "\n"))
 	for _, step := range []string{"commitment 1, unheard", "dealing 1, unanswered", "dkg-answer, unheard", "dkg-answer, unanswered", "transcript 1, unheard"} {
 		if !slices.Contains(deaths, step) {
 			t.Errorf("never killed at %q", step)

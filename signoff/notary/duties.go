@@ -109,7 +109,7 @@ func (n *Notary) tickDue(l look) bool {
 	if n.tickRound != s.Ticks.Round {
 		n.tickRound, n.tickSince = s.Ticks.Round, time.Time{}
 	}
-	begun := len(s.Ticks.Times) > 0 || s.WantsDealers()
+	begun := len(s.Ticks.Times) > 0 || s.WantsDealers() || s.Keygen.WantsTime()
 	if begun && n.tickSince.IsZero() {
 		n.tickSince = l.now
 	}

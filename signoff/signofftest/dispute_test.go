@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -181,6 +182,38 @@ func TestAttackFalseAccusation(t *testing.T) {
 	w.Found()
 	w.start(1, 2, 3, 4)
 	w.answeredOnce(dealer, accuser)
+}
+
+// No answer gets into the log. The other notaries' clocks run all the same, in a
+// key generation too, where else nothing waits for time.
+func TestAccusedSilentIsTimed(t *testing.T) {
+	t.Parallel()
+	w := &world{signofftest.Keys(t, nil), t}
+	c := &crooked{w: w, dealer: w.Notaries[0], from: 1, to: 3}
+	w.Host.Meddle = func(next http.Handler) http.Handler {
+		return c.meddle(signofftest.Rewrite(next, func(doc *signoff.Signed) signoff.Document {
+			if _, ok := doc.Doc.(*signoff.DealerAnswer); ok {
+				panic(http.ErrAbortHandler)
+			}
+			return nil
+		}, nil))
+	}
+	w.Found()
+	w.start(1, 2, 3, 4)
+	var since int64
+	w.Wait("the time to answer begins", func(s *authority.State) bool {
+		if len(s.Keygen.Disputes) > 0 {
+			since = s.Keygen.Disputes[0].Since
+		}
+		return since > 0
+	})
+	if late := time.Now().Unix() - since; late > 60 {
+		t.Errorf("it began %d s ago", late)
+	}
+	if os.Getenv("KEYTURN_SLOW") == "" {
+		return
+	}
+	w.Wait("time goes on", func(s *authority.State) bool { return s.Time >= since+20 })
 }
 
 // answeredOnce wants a group key in the first attempt, after one accusation and
