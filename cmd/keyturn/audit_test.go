@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
 	"github.com/keyturn/keyturn/signoff/log"
 	"github.com/keyturn/keyturn/signoff/signofftest"
@@ -90,7 +92,8 @@ func (d *desk) copyOnce(from, to string) error {
 		return err
 	}
 	for _, part := range []string{"tile", "blob"} {
-		if err := os.CopyFS(filepath.Join(to, part), os.DirFS(filepath.Join(from, part))); err != nil {
+		err := os.CopyFS(filepath.Join(to, part), os.DirFS(filepath.Join(from, part)))
+		if err != nil && (part == "tile" || !errors.Is(err, fs.ErrNotExist)) { // a young log has no blobs
 			return err
 		}
 	}
@@ -472,4 +475,40 @@ func parseFound(t *testing.T, out string) []auditEntry {
 		found = append(found, auditEntry{Index: r.Index, Kind: r.Kind, Document: r.Document, Signer: r.Signer})
 	}
 	return found
+}
+
+// An audit says which notary was disqualified while shares were made, why, and
+// which entries prove it; and which accusations were answered.
+func TestAuditNamesTheDealer(t *testing.T) {
+	for name, lies := range map[string]bool{"wrong answer": true, "right answer": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := &desk{Cluster: signofftest.Keys(t, nil), t: t, work: t.TempDir()}
+			c := &signofftest.CrookedDealer{Cluster: d.Cluster, From: 1, To: 3, Lies: lies}
+			d.Host.Meddle = c.Meddle
+			d.Found()
+			for _, n := range d.Notaries {
+				d.StartNotary(n)
+			}
+			d.Wait("a group key", func(s *authority.State) bool { return s.Group != nil })
+			dir := d.copyLog("log")
+			var v auditView
+			d.answer(&v, "", "audit", "verify", dir, "--charter", d.ID.String())
+			text, want := d.sound(dir), "answered     notary n1, accused by n3: the sub-share published is right"
+			if lies {
+				want = fmt.Sprintf("DISQUALIFIED notary n1: a wrong answer, accused by n3; shares of term 1, attempt 1; proof: entries %v\n", v.Aborts[0].Entries)
+			}
+			if !strings.Contains(text, want) {
+				t.Errorf("the audit lacks %q:\n%s", want, text)
+			}
+			if lies && (len(v.Aborts) != 1 || !v.Aborts[0].Disqualified || len(v.Aborts[0].Entries) != 2 || len(v.Answered) != 0) ||
+				!lies && (len(v.Aborts) != 0 || len(v.Answered) != 1 || len(v.Answered[0].Entries) != 2) {
+				t.Errorf("aborts %+v, answered %+v", v.Aborts, v.Answered)
+			}
+			found := parseFound(t, d.audit("find", dir, "--kind", "dkg-answer", "--json").out)
+			if len(found) == 0 || found[0].Signer != "notary n1" {
+				t.Errorf("answers found: %+v", found)
+			}
+		})
+	}
 }

@@ -28,6 +28,8 @@ type auditView struct {
 	GroupKey    dsse.Digest    `json:"groupKey,omitempty"`
 	Requests    []auditRequest `json:"requests"`
 	Halts       []auditHalt    `json:"halts"`
+	Aborts      []auditAbort   `json:"aborts"`
+	Answered    []auditAnswer  `json:"answered"`
 	Voids       []auditVoid    `json:"voids"`
 	Proved      *uint64        `json:"proved,omitempty"` // index of the entry given with --proof
 }
@@ -69,6 +71,25 @@ type auditHalt struct {
 	Index    uint64      `json:"index"`
 	Scope    string      `json:"scope"`
 	LiftedBy dsse.Digest `json:"liftedBy,omitempty"` // the request to resume
+}
+
+// An auditAbort is an attempt at making shares that accusations ended.
+type auditAbort struct {
+	Term         uint32   `json:"term"`
+	Attempt      uint32   `json:"attempt"`
+	Reason       string   `json:"reason"`
+	Disqualified bool     `json:"disqualified"` // the dealers: they failed to answer
+	Dealers      []string `json:"dealers"`
+	Accusers     []string `json:"accusers"`
+	Entries      []uint64 `json:"entries"` // that show it
+}
+
+// An auditAnswer is an accusation that was answered, while the last shares were
+// made. That the answer is right does not say who lied.
+type auditAnswer struct {
+	Dealer  string   `json:"dealer"`
+	Accuser string   `json:"accuser"`
+	Entries []uint64 `json:"entries"` // accusation and answer
 }
 
 type auditVoid struct {
@@ -119,8 +140,38 @@ func (x *audit) verified() (*auditView, error) {
 		}
 		slices.SortFunc(v.Requests, func(p, q auditRequest) int { return cmp.Compare(p.Index, q.Index) })
 		v.Halts = allHalts(s)
+		v.Aborts, v.Answered = accusations(s)
 		return nil
 	})
+}
+
+// accusations are what became of those among notaries who made shares.
+func accusations(s *authority.State) (aborts []auditAbort, answered []auditAnswer) {
+	aborts, answered = []auditAbort{}, []auditAnswer{}
+	for _, a := range s.Aborts {
+		v := auditAbort{Term: a.Term, Attempt: a.Attempt, Reason: a.Reason, Disqualified: a.Disqualified(), Entries: a.Entries}
+		for _, id := range a.Dealers {
+			v.Dealers = append(v.Dealers, notaryName(s, id))
+		}
+		for _, id := range a.Accusers {
+			v.Accusers = append(v.Accusers, notaryName(s, id))
+		}
+		aborts = append(aborts, v)
+	}
+	for _, x := range s.Keygen.Disputes {
+		if !x.Open() {
+			answered = append(answered, auditAnswer{notaryName(s, x.Dealer), notaryName(s, x.Accuser), []uint64{x.Index, x.Answer}})
+		}
+	}
+	return aborts, answered
+}
+
+// notaryName is the name, or the key of one that never came into office.
+func notaryName(s *authority.State, id dsse.Digest) string {
+	if n, ok := s.AnyNotary(id); ok {
+		return n.Name
+	}
+	return id.String()
 }
 
 // request tells a request's story from the entries.
@@ -323,8 +374,19 @@ func (v *auditView) text(w writer) {
 	for i := range v.Requests {
 		v.Requests[i].text(w, v.GroupKey)
 	}
-	if len(v.Halts)+len(v.Voids) > 0 {
+	if len(v.Aborts)+len(v.Answered)+len(v.Halts)+len(v.Voids) > 0 {
 		fmt.Fprintln(w)
+	}
+	for _, a := range v.Aborts {
+		word := "aborted"
+		if a.Disqualified {
+			word = "DISQUALIFIED"
+		}
+		fmt.Fprintf(w, "%-12s notary %s: %s, accused by %s; shares of term %d, attempt %d; proof: entries %v\n", word,
+			strings.Join(a.Dealers, ", "), a.Reason, strings.Join(a.Accusers, ", "), a.Term, a.Attempt, a.Entries)
+	}
+	for _, a := range v.Answered {
+		fmt.Fprintf(w, "answered     notary %s, accused by %s: the sub-share published is right, which does not say who lied; entries %v\n", a.Dealer, a.Accuser, a.Entries)
 	}
 	for _, h := range v.Halts {
 		word, end := "HALT", "stands"

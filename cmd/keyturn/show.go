@@ -257,6 +257,11 @@ func sharesWait(s *authority.State) (waits []string) {
 	if k.Failed != "" {
 		waits = append(waits, fmt.Sprintf("the shares of term %d are made again: %s", k.Term, k.Failed))
 	}
+	for _, x := range k.Disputes {
+		if x.Open() {
+			waits = append(waits, fmt.Sprintf("notary %s has still to answer the accusation by %s (entry %d)", notaryName(s, x.Dealer), notaryName(s, x.Accuser), x.Index))
+		}
+	}
 	if s.WantsDealers() {
 		return append(waits, fmt.Sprintf("%d more notaries to deal the shares of term %d", s.Council().Quorum()-len(k.Dealers), k.Term))
 	}

@@ -37,8 +37,8 @@ func (x Dispute) Open() bool { return x.Answer == 0 }
 const (
 	WrongAnswer  = "a wrong answer"
 	NoAnswer     = "no answer in time"
-	ManyAccusers = "accused by more than may lie"
-	ManyAccused  = "accuses more than may cheat"
+	ManyAccusers = "more accusers than may lie"
+	ManyAccused  = "more accused than may cheat"
 )
 
 // An Abort is an attempt at making shares that ended by accusations, with all

@@ -1,9 +1,7 @@
 package signofftest_test
 
 import (
-	"crypto/hpke"
 	"errors"
-	"fmt"
 	"net/http"
 	"os"
 	"slices"
@@ -18,75 +16,19 @@ import (
 	"github.com/keyturn/keyturn/signoff/signofftest"
 )
 
-// A crooked dealer is a notary, in league with its coordinator, that deals one
-// member another member's sub-share, sealed as it should be, in the first attempt.
-type crooked struct {
-	w        *world
-	dealer   *signofftest.Notary
-	from, to uint16
-	lies     bool // when it is accused, too
-}
-
-// firstCeremony is the first attempt of the first term, from docs/formats.md.
-func (c *crooked) firstCeremony() (*frost.Ceremony, error) {
-	none := make([]byte, 32)
-	context := dsse.Sum("keyturn/dkg-context/v1", c.w.ID[:], []byte("1"), []byte("1"), none)
-	return frost.NewKeyGen(frost.Params{Threshold: 3, Members: 4}, context[:])
-}
-
-func (c *crooked) meddle(next http.Handler) http.Handler {
-	return signofftest.Rewrite(next, func(doc *signoff.Signed) signoff.Document {
-		switch d := doc.Doc.(type) {
-		case *signoff.Dealing:
-			if d.Notary == c.dealer.Doc.ID() && d.Attempt == 1 {
-				return c.misdealt(d)
-			}
-		case *signoff.DealerAnswer:
-			if d.Notary == c.dealer.Doc.ID() && d.Attempt == 1 && c.lies {
-				d.Share = append([]byte{7}, make([]byte, 31)...)
-				return d
-			}
-		}
-		return nil
-	}, c.dealer.Signing)
-}
-
-func (c *crooked) misdealt(d *signoff.Dealing) signoff.Document {
-	ceremony, err := c.firstCeremony()
-	if err != nil {
-		return nil
-	}
-	digest := ceremony.Digest()
-	info := dsse.Sum("keyturn/dkg-share/v1", c.w.ID[:], digest[:], fmt.Append(nil, c.from), fmt.Append(nil, c.to))
-	key, err := c.w.Notaries[c.to-1].Doc.Exchange.ECDH()
-	if err != nil {
-		return nil
-	}
-	recipient, err := hpke.NewDHKEMPublicKey(key)
-	if err != nil {
-		return nil
-	}
-	wrong := append([]byte{9}, make([]byte, 31)...)
-	d.Shares[c.to-1], err = hpke.Seal(recipient, hpke.HKDFSHA256(), hpke.ChaCha20Poly1305(), info[:], wrong)
-	if err != nil {
-		return nil
-	}
-	return d
-}
-
 // A dealer that sends one member a wrong sub-share, and lies again when it has to
 // answer, is named by entries of the log. Who reads them needs no fold and no
 // notary: two signatures, the commitments and the published sub-share do.
 func TestAttackDealerSendsWrongSubshare(t *testing.T) {
 	t.Parallel()
 	w := &world{signofftest.Keys(t, nil), t}
-	c := &crooked{w: w, dealer: w.Notaries[0], from: 1, to: 3, lies: true}
-	w.Host.Meddle = c.meddle
+	c := &signofftest.CrookedDealer{Cluster: w.Cluster, From: 1, To: 3, Lies: true}
+	w.Host.Meddle = c.Meddle
 	w.Found()
 	w.start(1, 2, 3, 4)
 	w.Wait("a group key", func(s *authority.State) bool { return s.Group != nil })
 	abort := w.onlyAbort()
-	dealer, accuser := c.dealer.Doc.ID(), w.Notaries[2].Doc.ID()
+	dealer, accuser := w.Notaries[0].Doc.ID(), w.Notaries[2].Doc.ID()
 	if abort.Reason != authority.WrongAnswer || !slices.Equal(abort.Dealers, []signoff.Digest{dealer}) || !slices.Equal(abort.Accusers, []signoff.Digest{accuser}) {
 		t.Fatalf("%+v", abort)
 	}
@@ -106,7 +48,7 @@ func TestAttackDealerSendsWrongSubshare(t *testing.T) {
 	}
 	accusation, answer := read(abort.Entries[0]), read(abort.Entries[1])
 	signedBy(accusation, w.Notaries[2])
-	signedBy(answer, c.dealer)
+	signedBy(answer, w.Notaries[0])
 	said, told := accusation.Doc.(*signoff.Transcript), answer.Doc.(*signoff.DealerAnswer)
 	if !slices.Equal(said.Accused, []signoff.Digest{dealer}) || told.Accuser != accuser || told.Digest != said.Digest {
 		t.Fatalf("accusation %+v, answer %+v", said, told)
@@ -119,7 +61,7 @@ func TestAttackDealerSendsWrongSubshare(t *testing.T) {
 		switch d := s.Doc.(type) {
 		case *signoff.Commitment:
 			if seen = append(seen, id[:]); d.Notary == dealer {
-				signedBy(s, c.dealer)
+				signedBy(s, w.Notaries[0])
 				round1.Proof = [64]byte(d.Proof)
 				for _, p := range d.Commitments {
 					round1.Commitments = append(round1.Commitments, [32]byte(p))
@@ -132,7 +74,7 @@ func TestAttackDealerSendsWrongSubshare(t *testing.T) {
 	if dsse.Sum("keyturn/dkg/v1", seen...) != told.Digest {
 		t.Error("the answer is not about these commitments and dealings")
 	}
-	ceremony, err := c.firstCeremony()
+	ceremony, err := w.FirstCeremony()
 	w.must(err)
 	err = ceremony.VerifySubshare(1, 3, round1, [32]byte(told.Share))
 	if cheat := (*frost.CheatError)(nil); !errors.As(err, &cheat) || cheat.Step != "subshare" || !slices.Equal(cheat.IDs, []uint16{1}) {
@@ -163,11 +105,11 @@ func (w *world) onlyAbort() (abort authority.Abort) {
 func TestAttackWrongSubshareRightAnswer(t *testing.T) {
 	t.Parallel()
 	w := &world{signofftest.Keys(t, nil), t}
-	c := &crooked{w: w, dealer: w.Notaries[0], from: 1, to: 3}
-	w.Host.Meddle = c.meddle
+	c := &signofftest.CrookedDealer{Cluster: w.Cluster, From: 1, To: 3}
+	w.Host.Meddle = c.Meddle
 	w.Found()
 	w.start(1, 2, 3, 4)
-	w.answeredOnce(c.dealer, w.Notaries[2])
+	w.answeredOnce(w.Notaries[0], w.Notaries[2])
 }
 
 // A member whose token misreads an honest dealer's sub-share accuses it. The
@@ -189,9 +131,9 @@ func TestAttackFalseAccusation(t *testing.T) {
 func TestAccusedSilentIsTimed(t *testing.T) {
 	t.Parallel()
 	w := &world{signofftest.Keys(t, nil), t}
-	c := &crooked{w: w, dealer: w.Notaries[0], from: 1, to: 3}
+	c := &signofftest.CrookedDealer{Cluster: w.Cluster, From: 1, To: 3}
 	w.Host.Meddle = func(next http.Handler) http.Handler {
-		return c.meddle(signofftest.Rewrite(next, func(doc *signoff.Signed) signoff.Document {
+		return c.Meddle(signofftest.Rewrite(next, func(doc *signoff.Signed) signoff.Document {
 			if _, ok := doc.Doc.(*signoff.DealerAnswer); ok {
 				panic(http.ErrAbortHandler)
 			}
