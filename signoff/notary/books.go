@@ -2,7 +2,6 @@ package notary
 
 import (
 	"crypto"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -21,7 +20,7 @@ type signBooks struct {
 	attempt   uint32
 	faults    int
 	open      map[uint16]*frost.Session // by signer that owes a share
-	sessions  map[Digest]int            // by list of commitments, the name all know a session by
+	sessions  map[Digest]*frost.Session // by list of commitments, the name all know a session by
 	waiting   map[uint16]waiting        // by signer, the offer for the latest attempt after this
 	signature *[64]byte
 	cheats    []cheat
@@ -33,11 +32,13 @@ type waiting struct {
 	line []byte
 }
 
-// A cheat is a notary shown to have sent a wrong share, with the signed
-// message that shows it.
+// A cheat is a notary shown to have sent a wrong share or offer, with the signed
+// message that shows it, and for a share the list that the message names. With
+// these, the group and the payload anybody can check it.
 type cheat struct {
 	notary Digest
 	line   []byte
+	list   []frost.Commitment
 	err    error
 }
 
@@ -53,20 +54,32 @@ func newSignBooks(group *frost.Group, term uint32, message []byte, faults int) (
 		return nil, err
 	}
 	return &signBooks{group: group, roast: roast, term: term, attempt: 1, faults: faults, open: map[uint16]*frost.Session{},
-		sessions: map[Digest]int{}, waiting: map[uint16]waiting{}}, nil
+		sessions: map[Digest]*frost.Session{}, waiting: map[uint16]waiting{}}, nil
+}
+
+// isCheat reports whether the message at hand is the cheat. An error that wraps
+// one refuses a signer for an earlier message, and this one proves nothing.
+func isCheat(err error) bool {
+	_, ok := err.(*frost.CheatError)
+	return ok
 }
 
 // listDigest names a list of commitments.
 func listDigest(list []frost.Commitment) Digest {
-	var fields [][]byte
+	return dsse.Sum("keyturn/frost-list/v1", encoded(list)...)
+}
+
+// encoded is the commitments as they were offered.
+func encoded(list []frost.Commitment) [][]byte {
+	var out [][]byte
 	for _, c := range list {
 		b, err := c.MarshalBinary()
 		if err != nil {
-			return Digest{}
+			return nil
 		}
-		fields = append(fields, b)
+		out = append(out, b)
 	}
-	return dsse.Sum("keyturn/frost-list/v1", fields...)
+	return out
 }
 
 // note takes one message. Whatever is not a well-formed message of a notary
@@ -96,11 +109,10 @@ func (b *signBooks) take(m *signoff.Signing, index uint16, line []byte) {
 	// Sessions are counted differently by who came late or lost mail; what
 	// a signer answers is the list it signed.
 	if session, ok := b.sessions[m.List]; ok && len(m.Share) == 32 {
-		sig, err := b.roast.Deliver(session, index, [32]byte(m.Share))
-		var wrong *frost.CheatError
+		sig, err := b.roast.Deliver(session.Number, index, [32]byte(m.Share))
 		switch {
-		case errors.As(err, &wrong):
-			b.cheats = append(b.cheats, cheat{m.Notary, line, err})
+		case isCheat(err):
+			b.cheats = append(b.cheats, cheat{m.Notary, line, session.Commitments, err})
 			delete(b.open, index)
 			return
 		case err == nil:
@@ -116,14 +128,17 @@ func (b *signBooks) take(m *signoff.Signing, index uint16, line []byte) {
 func (b *signBooks) offer(m *signoff.Signing, index uint16, line []byte) {
 	var c frost.Commitment
 	if err := c.UnmarshalBinary(m.Offer); err != nil || c.ID != index {
-		b.cheats = append(b.cheats, cheat{m.Notary, line, fmt.Errorf("notary: offer of member %d does not decode as its own: %w", index, err)})
+		b.cheats = append(b.cheats, cheat{m.Notary, line, nil, fmt.Errorf("notary: offer of member %d does not decode as its own: %w", index, err)})
 		return
 	}
 	session, err := b.roast.Offer(c)
+	if isCheat(err) {
+		b.cheats = append(b.cheats, cheat{m.Notary, line, nil, err})
+	}
 	if err != nil || session == nil {
 		return
 	}
-	b.sessions[listDigest(session.Commitments)] = session.Number
+	b.sessions[listDigest(session.Commitments)] = session
 	for _, c := range session.Commitments {
 		b.open[c.ID] = session
 	}

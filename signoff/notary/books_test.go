@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/keyturn/keyturn/hsm"
@@ -178,6 +179,40 @@ func TestAttackWrongShareIsNamed(t *testing.T) {
 		if who := s.signers[cheats[0].notary].index; who != 4 {
 			t.Fatalf("%d names %d", s.index, who)
 		}
+		r.convicts(cheats[0])
+	}
+}
+
+// convicts wants the cheat shown by what is kept of it, to whoever knows the group
+// and what was to be signed.
+func (r *ring) convicts(c cheat) {
+	r.t.Helper()
+	doc, err := signoff.ReadLine(c.line)
+	r.must(err)
+	r.must(doc.Verify(r.signers[c.notary].public))
+	said := doc.Doc.(*signoff.Signing)
+	if listDigest(c.list) != said.List {
+		r.t.Fatal("the list kept is not the one that the message names")
+	}
+	err = frost.VerifyShare(r.group, r.signers[c.notary].index, [32]byte(said.Share), r.message, c.list)
+	if !isCheat(err) {
+		r.t.Fatalf("the share kept as proof: %v", err)
+	}
+}
+
+// An offer that is no pair of points is named by its own message. What its maker
+// says afterwards is not listened to, and is kept as no proof of anything.
+func TestAttackOfferedPoints(t *testing.T) {
+	r := newRing(t)
+	one, hostile := r.sit(1), r.sit(4)
+	good := hostile.commit()
+	identity := append([]byte{1}, make([]byte, 31)...)
+	line := r.post(4, &signoff.Signing{Term: 1, Attempt: 1, Offer: slices.Concat(good[:2], identity, good[34:])})
+	r.post(4, &signoff.Signing{Term: 1, Attempt: 1, Offer: good})
+	one.reads()
+	cheats := one.books.takeCheats()
+	if len(cheats) != 1 || string(cheats[0].line) != string(line) || r.signers[cheats[0].notary].index != 4 {
+		t.Fatalf("cheats: %v", cheats)
 	}
 }
 
