@@ -2,6 +2,7 @@ package notary
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/keyturn/keyturn/signoff"
@@ -48,7 +49,11 @@ func (n *Notary) duties(ctx context.Context) error {
 	}
 	for ctx.Err() == nil {
 		for _, d := range list {
-			if err := n.perform(ctx, d); err != nil && ctx.Err() == nil {
+			err := n.perform(ctx, d)
+			if errors.Is(err, ErrFuse) {
+				return err
+			}
+			if err != nil && ctx.Err() == nil {
 				n.cfg.Log.Warn("duty failed, will try again", "duty", d.name, "err", err)
 			}
 		}

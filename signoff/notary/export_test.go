@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"time"
 	"unsafe"
 
 	"filippo.io/edwards25519"
 
 	"github.com/keyturn/keyturn/hsm/frost"
 	"github.com/keyturn/keyturn/hsm/secret/secrettest"
+	"github.com/keyturn/keyturn/signoff"
 )
 
 // NewOffers lets tests read the evidence topic as an epoch's proposer does.
@@ -48,5 +50,22 @@ func (n *Notary) OnStep(step func(done, name string, data []byte)) { n.store.ste
 // HasShare wants on disk the notary's share of the group, and that it fits the
 // group's public shares.
 func (n *Notary) HasShare(ctx context.Context, group *frost.Group) error {
+	if err := n.arm(ctx); err != nil {
+		return err
+	}
 	return n.withShare(ctx, group, func(*frost.KeyShare) error { return nil })
 }
+
+// Arm is what Run does first.
+func (n *Notary) Arm(ctx context.Context) error { return n.arm(ctx) }
+
+// Hold is what is asked before anything is signed.
+func (n *Notary) Hold(ctx context.Context) error { return n.store.hold(ctx) }
+
+// Cosigned moves the notary's position as a cosignature does.
+func (n *Notary) Cosigned(ctx context.Context, now time.Time, size uint64) error {
+	return n.store.advance(ctx, now, signoff.Seen{Size: size}, 0)
+}
+
+// FuseValue is the counter's, as the directory has it.
+func (n *Notary) FuseValue() uint64 { return n.store.position().Fuse }

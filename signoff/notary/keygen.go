@@ -312,6 +312,9 @@ func (k keygen) keep(ctx context.Context, round1s []frost.Round1, subshares [][3
 
 // withShare unwraps this notary's share of the group key for one use.
 func (n *Notary) withShare(ctx context.Context, group *frost.Group, use func(*frost.KeyShare) error) error {
+	if err := n.store.hold(ctx); err != nil {
+		return err
+	}
 	unsealed, err := n.loadSealed(ctx, shareFile(group))
 	if err != nil {
 		return err

@@ -35,6 +35,10 @@ import (
 const mortalEnv = "KEYTURN_TEST_MORTAL"
 
 func TestMain(m *testing.M) {
+	if spec := os.Getenv(fusedEnv); spec != "" {
+		fmt.Fprintln(os.Stderr, armAndDie(spec))
+		os.Exit(1)
+	}
 	if spec := os.Getenv(mortalEnv); spec != "" {
 		fmt.Fprintln(os.Stderr, liveAndDie(spec))
 		os.Exit(1)

@@ -92,7 +92,7 @@ func (n *Notary) challenge(ctx context.Context, s *enrolSession, request Digest,
 	if err != nil {
 		return err
 	}
-	doc, err := signoff.Sign(ctx, n.cfg.Signing, &signoff.Challenge{Charter: n.cfg.Charter, Notary: n.id, Request: request, Credential: credential, Secret: secret})
+	doc, err := n.sign(ctx, &signoff.Challenge{Charter: n.cfg.Charter, Notary: n.id, Request: request, Credential: credential, Secret: secret})
 	if err != nil {
 		return err
 	}

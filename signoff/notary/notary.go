@@ -47,6 +47,7 @@ type Config struct {
 	Exchange hsm.Decrypter // P-256, shares
 	Witness  hsm.Key       // Ed25519, cosignatures
 	Sealer   hsm.Sealer    // keeps the group key share
+	Fuse     *Fuse         // nil: none, and the directory was made with none
 	Log      *slog.Logger
 }
 
@@ -65,6 +66,7 @@ type Notary struct {
 
 	// The duties' own memory; only their goroutine touches it.
 	signing    map[Digest]*signSession
+	burned     map[Digest]bool // payloads, of warrants in which this process has given a share
 	evidence   *api.Reader
 	offers     map[Digest]*offer // by node
 	epochSeen  uint64
@@ -95,7 +97,7 @@ func New(cfg Config) (*Notary, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Notary{cfg: cfg, id: fp, follower: f, store: st, signing: map[Digest]*signSession{}, enrols: map[Digest]*enrolSession{}, offers: map[Digest]*offer{},
+	return &Notary{cfg: cfg, id: fp, follower: f, store: st, signing: map[Digest]*signSession{}, burned: map[Digest]bool{}, enrols: map[Digest]*enrolSession{}, offers: map[Digest]*offer{},
 		halts: map[Digest]*signoff.Signed{}}, nil
 }
 
@@ -106,6 +108,9 @@ func (n *Notary) Close() error { return n.store.close() }
 // again; an error that means misbehaviour ends Run.
 func (n *Notary) Run(ctx context.Context) error {
 	defer n.Close()
+	if err := n.arm(ctx); err != nil {
+		return err
+	}
 	if err := n.recall(ctx); err != nil {
 		return err
 	}
@@ -156,6 +161,8 @@ func (n *Notary) witness(ctx context.Context) error {
 		var refused *api.Error
 		switch {
 		case err == nil, ctx.Err() != nil:
+		case errors.Is(err, ErrFuse):
+			return err
 		case errors.Is(err, follow.ErrRollback):
 			n.cfg.Log.Error("the coordinator shows another log; cosigning nothing", "err", err)
 			pause(ctx, 2*time.Second)
@@ -213,7 +220,7 @@ func (n *Notary) cosign(ctx context.Context, note []byte) error {
 		n.passed = seen
 		return err
 	}
-	if err := n.store.advance(seen, recoveries); err != nil {
+	if err := n.store.advance(ctx, time.Now(), seen, recoveries); err != nil {
 		return err
 	}
 	line, err := proof.Cosign(ctx, note, n.myName(), n.cfg.Witness, uint64(time.Now().Unix()))
@@ -351,10 +358,18 @@ func (n *Notary) final() uint64 {
 	return n.finalSize
 }
 
+// sign signs a document, if this process may still speak for the notary.
+func (n *Notary) sign(ctx context.Context, d signoff.Document) (*signoff.Signed, error) {
+	if err := n.store.hold(ctx); err != nil {
+		return nil, err
+	}
+	return signoff.Sign(ctx, n.cfg.Signing, d)
+}
+
 // append signs a document and appends it. A document that others' entries
 // made void is no error: the state already says what it would have said.
 func (n *Notary) append(ctx context.Context, d signoff.Document) error {
-	s, err := signoff.Sign(ctx, n.cfg.Signing, d)
+	s, err := n.sign(ctx, d)
 	if err != nil {
 		return err
 	}
@@ -370,8 +385,11 @@ func (n *Notary) append(ctx context.Context, d signoff.Document) error {
 // Init makes the directory of a new notary. It is done once, at the genesis
 // or when a lost notary is replaced; a notary without it does not start.
 func Init(dir string, charter Digest) error {
+	if err := checkNew(dir); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("notary: %w", err)
 	}
-	return initStore(dir, charter)
+	return (&store{dir: dir}).save(position{Charter: charter})
 }

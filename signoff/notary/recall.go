@@ -164,7 +164,7 @@ func (n *Notary) replyAll(ctx context.Context, msgs [][]byte) {
 	}
 	for _, y := range n.others(asked) {
 		p := &signoff.Position{Charter: n.cfg.Charter, Notary: n.id, Seen: n.store.position().Seen, Answer: asked[y]}
-		doc, err := signoff.Sign(ctx, n.cfg.Signing, p)
+		doc, err := n.sign(ctx, p)
 		if err == nil {
 			err = n.cfg.Client.Send(ctx, api.TopicPositions, doc.Line())
 		}
@@ -192,9 +192,12 @@ func (n *Notary) others(asked map[Digest][]byte) (out []Digest) {
 // the word is out the notary's directory keeps that it was given: nothing more
 // is cosigned, under any log key, until the log has this recovery or another.
 func (n *Notary) StatePosition(ctx context.Context, newLogKey Digest) (*signoff.Signed, error) {
-	seen, err := n.store.state()
+	if err := n.arm(ctx); err != nil {
+		return nil, err
+	}
+	seen, err := n.store.state(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return signoff.Sign(ctx, n.cfg.Signing, &signoff.Position{Charter: n.cfg.Charter, Notary: n.id, Seen: seen, Answer: newLogKey[:]})
+	return n.sign(ctx, &signoff.Position{Charter: n.cfg.Charter, Notary: n.id, Seen: seen, Answer: newLogKey[:]})
 }

@@ -185,6 +185,12 @@ func (n *Notary) answer(ctx context.Context, s *signSession, open *frost.Session
 	}
 	delete(s.nonces, -1)
 	s.offer = nil
+	if payload := Digest(sha256.Sum256(s.payload)); !n.burned[payload] {
+		if err := n.store.burn(ctx, time.Now()); err != nil {
+			return err
+		}
+		n.burned[payload] = true
+	}
 	msg := &signoff.Signing{Attempt: s.books.attempt, Session: open.Number, List: listDigest(open.Commitments)}
 	err := n.withShare(ctx, s.group, func(share *frost.KeyShare) error {
 		z, err := share.Sign(nonce, s.group, s.message, open.Commitments)
@@ -202,7 +208,7 @@ func (n *Notary) answer(ctx context.Context, s *signSession, open *frost.Session
 
 func (n *Notary) post(ctx context.Context, s *signSession, m *signoff.Signing) error {
 	m.Charter, m.Notary, m.Payload, m.Term = n.cfg.Charter, n.id, sha256.Sum256(s.payload), s.books.term
-	doc, err := signoff.Sign(ctx, n.cfg.Signing, m)
+	doc, err := n.sign(ctx, m)
 	if err != nil {
 		return err
 	}

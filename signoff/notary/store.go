@@ -1,6 +1,7 @@
 package notary
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,7 +9,9 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
+	"time"
 
+	"github.com/keyturn/keyturn/hsm/tpm"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/dsse"
 )
@@ -23,6 +26,11 @@ type store struct {
 	lock *os.File
 	mu   sync.Mutex
 	last position
+
+	armed   bool         // see Notary.arm
+	counter *tpm.Counter // nil without a fuse
+	key     []byte       // of the fuse's MAC, nil without one
+	burned  time.Time    // when the counter was moved last
 
 	step func(done, name string, data []byte) // nil, or a test's: told of each step on disk
 }
@@ -41,11 +49,17 @@ type position struct {
 	// Stated: the position was signed for a recovery, so nothing more is
 	// cosigned until the log has a recovery that Seen does not include.
 	Stated bool `json:"stated,omitzero"`
+	// Of a notary with a fuse: the counter's value at which this was written,
+	// or, while it is moved on, may have been; and HMAC-SHA256 over the rest.
+	Fuse    uint64 `json:"fuse,omitzero"`
+	Burning bool   `json:"burning,omitzero"`
+	MAC     Digest `json:"mac,omitzero"`
 }
 
 // next is the position after a checkpoint, or why it must not be cosigned.
 func (p position) next(seen signoff.Seen, recoveries uint64) (position, error) {
-	q := position{Charter: p.Charter, Seen: seen, Recoveries: recoveries}
+	q := p
+	q.Seen, q.Recoveries, q.Stated = seen, recoveries, false
 	switch {
 	case recoveries > p.Recoveries:
 		return q, nil
@@ -71,17 +85,12 @@ func (s *store) Load() ([]byte, error) { return s.read(appraisedFile) }
 // Save replaces it.
 func (s *store) Save(b []byte) error { return s.write(appraisedFile, b) }
 
-func initStore(dir string, charter Digest) error {
+func checkNew(dir string) error {
 	path := filepath.Join(dir, positionFile)
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("notary: %s exists; a notary's memory is never made twice", path)
 	}
-	s := &store{dir: dir}
-	b, err := dsse.Encode(position{Charter: charter})
-	if err != nil {
-		return err
-	}
-	return s.write(positionFile, b)
+	return nil
 }
 
 func openStore(dir string, charter Digest) (*store, error) {
@@ -127,20 +136,32 @@ func (s *store) position() position {
 
 // advance moves to a checkpoint that is about to be cosigned. It never goes
 // back.
-func (s *store) advance(seen signoff.Seen, recoveries uint64) error {
+func (s *store) advance(ctx context.Context, now time.Time, seen signoff.Seen, recoveries uint64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next, err := s.last.next(seen, recoveries)
 	if err != nil {
 		return err
 	}
-	return s.setLocked(next)
+	if err := s.holdLocked(ctx); err != nil {
+		return err
+	}
+	if err := s.setLocked(next); err != nil {
+		return err
+	}
+	if s.counter == nil || now.Sub(s.burned) < burnEvery {
+		return nil
+	}
+	return s.burnLocked(ctx, now)
 }
 
 // state keeps for good that the position was stated for a recovery.
-func (s *store) state() (signoff.Seen, error) {
+func (s *store) state(ctx context.Context) (signoff.Seen, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.holdLocked(ctx); err != nil {
+		return signoff.Seen{}, err
+	}
 	next := s.last
 	next.Stated = true
 	return next.Seen, s.setLocked(next)
@@ -149,6 +170,15 @@ func (s *store) state() (signoff.Seen, error) {
 func (s *store) setLocked(next position) error {
 	if next == s.last {
 		return nil
+	}
+	return s.save(next)
+}
+
+func (s *store) save(next position) (err error) {
+	if s.key != nil {
+		if next.MAC, err = next.mac(s.key); err != nil {
+			return err
+		}
 	}
 	b, err := dsse.Encode(next)
 	if err != nil {
@@ -161,7 +191,17 @@ func (s *store) setLocked(next position) error {
 	return nil
 }
 
-func (s *store) close() error { return s.lock.Close() }
+func (s *store) close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.armed = false
+	err := s.lock.Close()
+	if s.counter != nil {
+		err = errors.Join(err, s.counter.Close())
+		s.counter = nil
+	}
+	return err
+}
 
 // write replaces a file: temporary file, fsync, rename, fsync of the directory.
 func (s *store) write(name string, data []byte) (err error) {

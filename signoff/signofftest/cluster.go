@@ -107,7 +107,8 @@ type Notary struct {
 	Exchange hsm.Decrypter
 	Witness  hsm.Key
 	Sealer   hsm.Sealer
-	Wire     *Wire // what it reaches the coordinator by
+	Fuse     *notary.Fuse // nil: none
+	Wire     *Wire        // what it reaches the coordinator by
 	stop     context.CancelFunc
 	done     chan struct{}
 }
@@ -243,8 +244,7 @@ func (c *Cluster) NewNotary(name string) *Notary {
 func (c *Cluster) Newcomer(name string) *Notary {
 	c.T.Helper()
 	n := c.NewNotary(name)
-	c.must(notary.Init(n.Dir, c.ID))
-	n.Wire = c.NewWire(c.Host)
+	c.initNotary(n)
 	return n
 }
 
@@ -284,9 +284,18 @@ func (c *Cluster) Found() {
 	c.source = c.NewWire(c.Host)
 	c.Follower = c.NewFollower(c.source.Client)
 	for _, n := range c.Notaries {
-		c.must(notary.Init(n.Dir, c.ID))
-		n.Wire = c.NewWire(c.Host)
+		c.initNotary(n)
 	}
+}
+
+func (c *Cluster) initNotary(n *Notary) {
+	c.T.Helper()
+	n.Wire = c.NewWire(c.Host)
+	if n.Fuse != nil {
+		c.must(notary.InitFused(context.Background(), c.config(n)))
+		return
+	}
+	c.must(notary.Init(n.Dir, c.ID))
 }
 
 // NewFollower returns a follower that has seen nothing yet.
@@ -316,7 +325,7 @@ func (c *Cluster) OpenNotary(n *Notary) *notary.Notary {
 
 func (c *Cluster) config(n *Notary) notary.Config {
 	return notary.Config{Charter: c.ID, Dir: n.Dir, Client: n.Wire.Client, Signing: n.Signing, Exchange: n.Exchange,
-		Witness: n.Witness, Sealer: n.Sealer, Log: c.Log.With("notary", n.Name)}
+		Witness: n.Witness, Sealer: n.Sealer, Fuse: n.Fuse, Log: c.Log.With("notary", n.Name)}
 }
 
 // TryNotary opens a notary's directory and closes it again.
