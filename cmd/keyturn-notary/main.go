@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -40,7 +41,7 @@ func main() {
 	f.StringVar(&o.credential, "pin-credential", "", "read the token's PIN from this service credential")
 	root.AddCommand(
 		&cobra.Command{Use: "init", Short: "make the directory of a new notary, once", Args: cobra.NoArgs,
-			RunE: func(*cobra.Command, []string) error { return o.init() }},
+			RunE: func(cmd *cobra.Command, _ []string) error { return o.init(cmd.Context()) }},
 		&cobra.Command{Use: "run", Short: "run until told to stop", Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context()) }},
 		o.positionCmd(p), o.recoveryCmd(p),
@@ -58,12 +59,21 @@ func (o *options) load() (*config.Notary, *signoff.Charter, dsse.Digest, error) 
 	return &c, charter, id, err
 }
 
-func (o *options) init() error {
+// init opens keys only for a fuse, whose secret is sealed.
+func (o *options) init(ctx context.Context) error {
 	c, _, id, err := o.load()
 	if err != nil {
 		return err
 	}
-	return notary.Init(c.Dir, id)
+	if c.Fuse == "" {
+		return notary.Init(c.Dir, id)
+	}
+	cfg, closeKeys, err := o.openKeys(ctx)
+	if err != nil {
+		return err
+	}
+	defer closeKeys()
+	return notary.InitFused(ctx, *cfg)
 }
 
 func (o *options) run(ctx context.Context) error {
@@ -75,10 +85,24 @@ func (o *options) run(ctx context.Context) error {
 	return n.Run(ctx)
 }
 
-// open opens the four keys, each pinned to what the charter says of this
-// notary. The process is locked in memory first: what it computes with a share
-// must not be swapped out.
+// open opens the notary with its keys.
 func (o *options) open(ctx context.Context) (*notary.Notary, func(), error) {
+	cfg, closeKeys, err := o.openKeys(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	n, err := notary.New(*cfg)
+	if err != nil {
+		closeKeys()
+		return nil, nil, err
+	}
+	return n, closeKeys, nil
+}
+
+// openKeys opens the four keys, each pinned to what the charter says of this
+// notary, and the fuse's TPM. The process is locked in memory first: what it
+// computes with a share must not be swapped out.
+func (o *options) openKeys(ctx context.Context) (*notary.Config, func(), error) {
 	if err := errors.Join(secret.Harden(), secret.LockProcess()); err != nil {
 		return nil, nil, err
 	}
@@ -95,17 +119,39 @@ func (o *options) open(ctx context.Context) (*notary.Notary, func(), error) {
 		return nil, nil, err
 	}
 	ring := keys.New(pin)
-	cfg := notary.Config{Charter: id, Dir: c.Dir, Log: keys.Logger("keyturn-notary").With("notary", c.Name)}
-	if err := openKeys(ctx, ring, c, me, &cfg); err != nil {
+	cfg := &notary.Config{Charter: id, Dir: c.Dir, Log: keys.Logger("keyturn-notary").With("notary", c.Name)}
+	err = pinned(ctx, ring, c, me, cfg)
+	if err == nil {
+		cfg.Fuse, err = fuse(ring, c.Fuse, charter.Development)
+	}
+	if err == nil {
+		cfg.Client, err = api.NewClient(config.Endpoints(charter), nil)
+	}
+	if err != nil {
 		ring.Close()
 		return nil, nil, err
 	}
-	if cfg.Client, err = api.NewClient(config.Endpoints(charter), nil); err != nil {
-		ring.Close()
-		return nil, nil, err
+	return cfg, ring.Close, nil
+}
+
+// fuse opens the TPM of the fuse that the configuration names, if it names one.
+// A program's counter is a file, which a copy of the machine has as well.
+func fuse(ring *keys.Ring, index string, development bool) (*notary.Fuse, error) {
+	if index == "" {
+		return nil, nil
 	}
-	n, err := notary.New(cfg)
-	return n, ring.Close, err
+	n, err := strconv.ParseUint(index, 0, 32)
+	if err != nil {
+		return nil, fmt.Errorf("the configuration's fuse %q is not an NV index such as 0x01800100", index)
+	}
+	t, err := ring.TPM()
+	if err != nil {
+		return nil, fmt.Errorf("the configuration names a fuse: %w", err)
+	}
+	if t.Emulated() && !development {
+		return nil, fmt.Errorf("the configuration names a fuse, and the TPM (%s) is a program, whose counters are copied with it; use a TPM, or no fuse", t.Manufacturer())
+	}
+	return &notary.Fuse{TPM: t, Index: uint32(n)}, nil
 }
 
 // self is what the charter says of this notary, or, if it came later, its entry.
@@ -130,7 +176,7 @@ type errNobody string
 
 func (e errNobody) Error() string { return "notary " + string(e) + " is not in the charter" }
 
-func openKeys(ctx context.Context, ring *keys.Ring, c *config.Notary, me *signoff.Notary, cfg *notary.Config) error {
+func pinned(ctx context.Context, ring *keys.Ring, c *config.Notary, me *signoff.Notary, cfg *notary.Config) error {
 	signing, err := me.Signing.Public()
 	if err != nil {
 		return err

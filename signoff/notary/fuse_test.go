@@ -168,7 +168,9 @@ func TestAttackBackupRestoredToSignTwice(t *testing.T) {
 	newest := backup(t, n.Dir)
 
 	restore(n.Dir)
-	err := c.OpenNotary(n).Run(t.Context())
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	err := c.OpenNotary(n).Run(ctx)
 	if !errors.Is(err, notary.ErrFuse) || !strings.Contains(err.Error(), "a copy of an older state") || !strings.Contains(err.Error(), "keyturn request notaries") {
 		t.Errorf("the backup ran: %v", err)
 	}

@@ -56,6 +56,10 @@ type Notary struct {
 	Exchange string `mapstructure:"exchange"`
 	Witness  string `mapstructure:"witness"`
 	Seal     string `mapstructure:"seal"`
+	// Fuse is the NV index, 0x01800000 to 0x01bfffff, of a counter in this
+	// host's TPM without which nothing in Dir is used: a copy of Dir runs
+	// nowhere. Empty: no fuse, and Dir was made without one.
+	Fuse string `mapstructure:"fuse"`
 }
 
 // Coordinator is the file of keyturnd.
