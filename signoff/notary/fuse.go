@@ -20,8 +20,8 @@ import (
 var ErrFuse = errors.New("the fuse")
 
 // burnEvery is how long a directory is used at one value of the counter: a copy of
-// it that is older is refused. Each change wears the TPM's memory, which is good
-// for some hundred thousand; this makes nine thousand a year.
+// it that is older is refused. Each change wears the TPM's memory; this makes nine
+// thousand a year.
 const burnEvery = time.Hour
 
 // A Fuse is where a notary's counter is. The directory says which value it was
