@@ -46,6 +46,9 @@ var (
 	ErrDenied = errors.New("permission denied")
 	// ErrWrongIdentity: a key answered, but not the one that was pinned.
 	ErrWrongIdentity = errors.New("not the pinned key")
+	// ErrPresence: an authenticator signed untouched, or with a key that is not
+	// bound to it.
+	ErrPresence = errors.New("no proof of presence")
 	// ErrTimeout: no answer before the deadline. The operation may have run.
 	ErrTimeout = errors.New("timed out")
 )
@@ -64,7 +67,8 @@ type Info struct {
 	Manufacturer string // who made the device, as the device says
 }
 
-// Key is a signing key, P-256 or Ed25519.
+// Key is a signing key, P-256 or Ed25519, or a [SecurityKey], which is a
+// MessageSigner.
 //
 // For P-256, digest is a SHA-256 digest (32 bytes), opts is crypto.SHA256, and
 // the signature is ASN.1 DER. For Ed25519, digest is the message itself and
@@ -77,8 +81,8 @@ type Key interface {
 }
 
 // MessageSigner is a Key whose holder takes whole messages and hashes them
-// itself, as SSH agents do. For P-256 its SignContext and Sign refuse, since
-// nobody can have it sign a digest; [SignMessage] works with every key.
+// itself, as SSH agents do. For P-256 and security keys its SignContext and Sign
+// refuse, since nobody can have it sign a digest; [SignMessage] works with every key.
 type MessageSigner interface {
 	Key
 	SignMessageContext(ctx context.Context, message []byte) ([]byte, error)

@@ -18,7 +18,8 @@ import (
 
 // SignMessage signs message with k, hashing as its type of key asks for, and
 // returns the signature only if it verifies under k.Public(): DER for P-256
-// (FIPS 186-5 with SHA-256), 64 bytes for Ed25519 (RFC 8032).
+// (FIPS 186-5 with SHA-256), 64 bytes for Ed25519 (RFC 8032), for a security key
+// as [SecurityKey.Verify] has it.
 func SignMessage(ctx context.Context, k Key, message []byte) ([]byte, error) {
 	if k == nil {
 		return nil, errors.New("hsm: sign: no key was given")
@@ -46,12 +47,16 @@ func signMessage(ctx context.Context, k Key, message []byte) ([]byte, error) {
 }
 
 // VerifyMessage returns nil if sig is a signature over message by pub, which
-// must be a P-256 *ecdsa.PublicKey (signature in DER, digest SHA-256) or an
-// ed25519.PublicKey.
+// must be a P-256 *ecdsa.PublicKey (signature in DER, digest SHA-256), an
+// ed25519.PublicKey, or a *SecurityKey, of which [SecurityKey.Verify] tells more.
 //
 // An ECDSA signature (r, s) can be turned into (r, n-s) by anyone, and both
 // verify: who counts signatures must count keys.
 func VerifyMessage(pub crypto.PublicKey, message, sig []byte) error {
+	if k, ok := pub.(*SecurityKey); ok {
+		_, err := k.Verify(message, sig)
+		return err
+	}
 	input, opts, err := signingInput(pub, message)
 	if err != nil {
 		return err
@@ -96,6 +101,8 @@ func CheckInput(pub crypto.PublicKey, digest []byte, opts crypto.SignerOpts) err
 		if o, ok := opts.(*ed25519.Options); opts.HashFunc() != 0 || ok && o.Context != "" {
 			return errors.New("hsm: Ed25519 signs the message itself: no hash, no context")
 		}
+	case *SecurityKey:
+		return errors.New("hsm: a security key signs messages, not digests; use SignMessage")
 	default:
 		return fmt.Errorf("hsm: %T does not sign", pub)
 	}
@@ -115,9 +122,9 @@ func signingInput(pub crypto.PublicKey, message []byte) ([]byte, crypto.SignerOp
 }
 
 // CheckPublic refuses a public key that keyturn must never record: another type
-// than P-256 or Ed25519, a point off the curve, and the Ed25519 encodings that
-// verify signatures nobody made (points of small order) or that give one key
-// two fingerprints (RFC 8032, section 5.1.3).
+// than P-256 or Ed25519, alone or in a [SecurityKey], a point off the curve, and
+// the Ed25519 encodings that verify signatures nobody made (points of small
+// order) or that give one key two fingerprints (RFC 8032, section 5.1.3).
 func CheckPublic(pub any) error {
 	switch pub := pub.(type) {
 	case *ecdsa.PublicKey:
@@ -142,26 +149,43 @@ func CheckPublic(pub any) error {
 		if new(edwards25519.Point).MultByCofactor(point).Equal(edwards25519.NewIdentityPoint()) == 1 {
 			return errors.New("hsm: the Ed25519 public key has small order: anyone could sign for it")
 		}
+	case *SecurityKey:
+		return pub.check()
 	default:
 		return fmt.Errorf("hsm: %T is not a public key that keyturn knows: P-256 or Ed25519", pub)
 	}
 	return nil
 }
 
-// Fingerprint returns the name of a public key: SHA-256 of its DER
-// SubjectPublicKeyInfo (RFC 5280, section 4.1.2.7). It accepts
-// *ecdsa.PublicKey, ed25519.PublicKey and *ecdh.PublicKey as [CheckPublic]
-// does. The same point has the same fingerprint as a signing and as an
-// agreement key, so that a key in two roles is seen.
+// MarshalPublic writes a public key as documents carry it: DER
+// SubjectPublicKeyInfo (RFC 5280, section 4.1.2.7), of a *SecurityKey SSH's wire
+// form, which [ParseSecurityKey] reads. The first byte tells the two apart: 0x30
+// and 0x00.
+func MarshalPublic(pub any) ([]byte, error) {
+	if k, ok := pub.(*SecurityKey); ok {
+		return k.marshal()
+	}
+	der, err := x509.MarshalPKIXPublicKey(pub)
+	if err != nil {
+		return nil, fmt.Errorf("hsm: encode public key: %w", err)
+	}
+	return der, nil
+}
+
+// Fingerprint returns the name of a public key: SHA-256 of what [MarshalPublic]
+// writes. It accepts *ecdsa.PublicKey, ed25519.PublicKey, *ecdh.PublicKey and
+// *SecurityKey as [CheckPublic] does. The same point has the same fingerprint as
+// a signing and as an agreement key, so that a key in two roles is seen. That of
+// a *SecurityKey is the one that ssh-add -l prints, in other letters.
 func Fingerprint(pub any) ([32]byte, error) {
 	if err := CheckPublic(pub); err != nil {
 		return [32]byte{}, err
 	}
-	der, err := x509.MarshalPKIXPublicKey(pub)
+	encoded, err := MarshalPublic(pub)
 	if err != nil {
-		return [32]byte{}, fmt.Errorf("hsm: encode public key: %w", err)
+		return [32]byte{}, err
 	}
-	return sha256.Sum256(der), nil
+	return sha256.Sum256(encoded), nil
 }
 
 // SamePublic returns nil if found is the key that was pinned, and otherwise an

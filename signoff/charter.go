@@ -50,14 +50,14 @@ type Person struct {
 // A Token is the two distinct keys of one token, or the one key of a holder that
 // only signs, such as an SSH agent.
 type Token struct {
-	Signing  PublicKey `json:"signing"`           // P-256, signs decisions
+	Signing  PublicKey `json:"signing"`           // P-256 or a security key, signs decisions
 	Exchange PublicKey `json:"exchange,omitzero"` // P-256, receives shares; omitted: it opens none
 }
 
 // HoldsShare reports whether shares can be dealt to the token. All of a person's
 // tokens do, or none does, so that who approves is enough to know how many shares
 // come with it.
-func (t Token) HoldsShare() bool { return len(t.Exchange.SPKI) > 0 || t.Exchange.Class != "" }
+func (t Token) HoldsShare() bool { return len(t.Exchange.Encoded) > 0 || t.Exchange.Class != "" }
 
 // ID names the token: the fingerprint of its signing key. The id of the first
 // token that a person had names the person, for good.
@@ -139,6 +139,9 @@ func (c *Charter) Keys() (KeySet, error) {
 	if c.BootPolicy != nil {
 		if err := c.BootPolicy.check("boot policy key", !c.Development, hsm.ClassAttested, hsm.ClassWitnessed); err != nil {
 			return nil, err
+		}
+		if _, err := c.BootPolicy.P256(); err != nil {
+			return nil, fmt.Errorf("boot policy key: %w", err)
 		}
 		if err := seen.Add("boot policy key", *c.BootPolicy); err != nil {
 			return nil, err
@@ -245,17 +248,18 @@ func CheckToken(owner string, t Token, development bool, seen KeySet) error {
 	type use struct {
 		name string
 		key  PublicKey
+		form func() error
 	}
-	uses := []use{{"signing key", t.Signing}}
+	uses := []use{{"signing key", t.Signing, t.Signing.decides}}
 	if t.HoldsShare() {
-		uses = append(uses, use{"exchange key", t.Exchange})
+		uses = append(uses, use{"exchange key", t.Exchange, func() error { _, err := t.Exchange.ECDH(); return err }})
 	}
 	for _, k := range uses {
 		field := owner + "'s " + k.name
 		if err := k.key.check(field, !development, hsm.ClassAttested, hsm.ClassWitnessed); err != nil {
 			return err
 		}
-		if _, err := k.key.ECDH(); err != nil {
+		if err := k.form(); err != nil {
 			return fmt.Errorf("%s: %w", field, err)
 		}
 		if err := seen.Add(field, k.key); err != nil {

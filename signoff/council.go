@@ -24,7 +24,7 @@ func (n Notary) ID() Digest { return n.Signing.Fingerprint() }
 
 // Equal reports whether o is the same notary with the same keys.
 func (n Notary) Equal(o Notary) bool {
-	same := func(a, b PublicKey) bool { return slices.Equal(a.SPKI, b.SPKI) && a.Class == b.Class }
+	same := func(a, b PublicKey) bool { return slices.Equal(a.Encoded, b.Encoded) && a.Class == b.Class }
 	return n.Name == o.Name && n.Organisation == o.Organisation &&
 		same(n.Signing, o.Signing) && same(n.Exchange, o.Exchange) && same(n.Witness, o.Witness)
 }

@@ -9,34 +9,77 @@ import (
 	"crypto/elliptic"
 	"crypto/sha256"
 	"crypto/x509"
+	"errors"
 	"fmt"
 
 	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/signoff/dsse"
 )
 
-// A PublicKey is a key as documents carry it: SPKI DER and the class that
-// says how the private half is kept (DESIGN.md, "Keys").
+// A PublicKey is a key as documents carry it, and the class that says how the
+// private half is kept (DESIGN.md, "Keys"). In JSON, DER is the member "spki"
+// and the wire form of a security key "ssh".
 type PublicKey struct {
-	SPKI  []byte    `json:"spki"`
+	Encoded []byte // as hsm.MarshalPublic writes it
+	Class   hsm.Class
+}
+
+// NewPublicKey encodes pub, an *ecdsa.PublicKey or *ecdh.PublicKey on P-256, an
+// ed25519.PublicKey or a *hsm.SecurityKey.
+func NewPublicKey(pub any, class hsm.Class) (PublicKey, error) {
+	b, err := hsm.MarshalPublic(pub)
+	if err != nil {
+		return PublicKey{}, fmt.Errorf("signoff: %w", err)
+	}
+	return PublicKey{Encoded: b, Class: class}, nil
+}
+
+// keyJSON has exactly one of the two encodings.
+type keyJSON struct {
+	SPKI  []byte    `json:"spki,omitempty"`
+	SSH   []byte    `json:"ssh,omitempty"`
 	Class hsm.Class `json:"class"`
 }
 
-// NewPublicKey encodes pub, an *ecdsa.PublicKey or *ecdh.PublicKey on P-256 or
-// an ed25519.PublicKey.
-func NewPublicKey(pub any, class hsm.Class) (PublicKey, error) {
-	der, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil {
-		return PublicKey{}, fmt.Errorf("signoff: encode public key: %w", err)
+// inSSH reports whether encoded is SSH's wire form: it begins with the length
+// of a short string, where DER begins with a tag.
+func inSSH(encoded []byte) bool { return len(encoded) > 0 && encoded[0] == 0 }
+
+// MarshalJSON writes the member that the encoding belongs to.
+func (k PublicKey) MarshalJSON() ([]byte, error) {
+	if inSSH(k.Encoded) {
+		return dsse.Encode(keyJSON{SSH: k.Encoded, Class: k.Class})
 	}
-	return PublicKey{SPKI: der, Class: class}, nil
+	return dsse.Encode(keyJSON{SPKI: k.Encoded, Class: k.Class})
 }
 
-// Fingerprint names the key: SHA-256 of its SPKI.
-func (k PublicKey) Fingerprint() Digest { return sha256.Sum256(k.SPKI) }
+// UnmarshalJSON refuses an encoding in the other's member, and both at once.
+func (k *PublicKey) UnmarshalJSON(b []byte) error {
+	var j keyJSON
+	if err := dsse.Decode(b, &j); err != nil {
+		return err
+	}
+	if inSSH(j.SPKI) || len(j.SSH) > 0 && (len(j.SPKI) > 0 || !inSSH(j.SSH)) {
+		return errors.New("signoff: a public key has spki (DER) or ssh (the wire form of a security key), and not both")
+	}
+	*k = PublicKey{Encoded: append(j.SPKI, j.SSH...), Class: j.Class}
+	return nil
+}
 
-// Public decodes a signing key: *ecdsa.PublicKey on P-256 or ed25519.PublicKey.
+// Fingerprint names the key: SHA-256 of its encoding.
+func (k PublicKey) Fingerprint() Digest { return sha256.Sum256(k.Encoded) }
+
+// Public decodes a signing key: *ecdsa.PublicKey on P-256, ed25519.PublicKey or
+// *hsm.SecurityKey.
 func (k PublicKey) Public() (crypto.PublicKey, error) {
-	pub, err := x509.ParsePKIXPublicKey(k.SPKI)
+	if inSSH(k.Encoded) {
+		pub, err := hsm.ParseSecurityKey(k.Encoded)
+		if err != nil {
+			return nil, fmt.Errorf("signoff: public key: %w", err)
+		}
+		return pub, nil
+	}
+	pub, err := x509.ParsePKIXPublicKey(k.Encoded)
 	if err != nil {
 		return nil, fmt.Errorf("signoff: public key: %w", err)
 	}
@@ -50,7 +93,7 @@ func (k PublicKey) Public() (crypto.PublicKey, error) {
 		return nil, fmt.Errorf("signoff: public key of type %T, want P-256 or Ed25519", pub)
 	}
 	again, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil || !bytes.Equal(again, k.SPKI) {
+	if err != nil || !bytes.Equal(again, k.Encoded) {
 		return nil, fmt.Errorf("signoff: public key %s: not canonical DER", k.Fingerprint().Short())
 	}
 	return pub, nil
@@ -83,7 +126,7 @@ func (k PublicKey) Ed25519() (ed25519.PublicKey, error) {
 }
 
 func (k PublicKey) check(field string, production bool, allowed ...hsm.Class) error {
-	if len(k.SPKI) == 0 {
+	if len(k.Encoded) == 0 {
 		return missing(field)
 	}
 	if _, err := k.Public(); err != nil {
@@ -101,6 +144,19 @@ func (k PublicKey) check(field string, production bool, allowed ...hsm.Class) er
 		}
 	}
 	return fmt.Errorf("%s: a production charter refuses key class %q; want one of %v", field, k.Class, allowed)
+}
+
+// decides refuses a key that people cannot sign decisions with.
+func (k PublicKey) decides() error {
+	pub, err := k.Public()
+	if err != nil {
+		return err
+	}
+	switch pub.(type) {
+	case *ecdsa.PublicKey, *hsm.SecurityKey:
+		return hsm.CheckPublic(pub)
+	}
+	return fmt.Errorf("signoff: key %s of type %T: people sign with P-256 or a FIDO security key", k.Fingerprint().Short(), pub)
 }
 
 // P256 decodes a P-256 signing key.

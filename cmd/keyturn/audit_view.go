@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
@@ -186,7 +187,7 @@ func (x *audit) request(s *authority.State, r *authority.Request) (auditRequest,
 		switch doc := e.Predicate.(type) {
 		case *signoff.Approval:
 			if doc.Request == r.ID {
-				v.Decisions, last = append(v.Decisions, voteView{e.Signer, doc.Decision, doc.Reason, e.Index, e.Document}), e.Index
+				v.Decisions, last = append(v.Decisions, voteView{e.Signer, doc.Decision, doc.Reason, e.Index, e.Document, x.presence(s, e)}), e.Index
 			}
 		case *signoff.Release:
 			if doc.Warrant == r.Warrant {
@@ -213,6 +214,27 @@ func (x *audit) request(s *authority.State, r *authority.Request) (auditRequest,
 	}
 	v.WarrantIndex = s.Warrants[r.Warrant].Index
 	return v, x.underGroupKey(s, v.WarrantIndex)
+}
+
+// presence is what the authenticator said of whoever signed an entry, empty if
+// the key is in none.
+func (x *audit) presence(s *authority.State, e auditEntry) string {
+	public, err := s.Tokens[e.hint].Signing.Public()
+	key, ok := public.(*hsm.SecurityKey)
+	if err != nil || !ok {
+		return ""
+	}
+	doc, err := signoff.ReadLine(x.lines[e.Index])
+	if err != nil {
+		return ""
+	}
+	switch p, err := key.Verify(dsse.PAE(doc.Payload), doc.Sig); {
+	case err != nil:
+		return ""
+	case p.Verified:
+		return "verified"
+	}
+	return "touched"
 }
 
 // underGroupKey verifies a warrant once more, by itself.
@@ -412,6 +434,9 @@ func (r *auditRequest) text(w writer, group dsse.Digest) {
 		counts := ""
 		if slices.Contains(r.Counted, d.Document) {
 			counts = ", counted"
+		}
+		if d.Presence != "" {
+			counts += ", " + d.Presence
 		}
 		fmt.Fprintln(w, indent, fmt.Sprintf("%s: %s (entry %d%s): %s", d.Person, d.Decision, d.Index, counts, d.Reason))
 	}

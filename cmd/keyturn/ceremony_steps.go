@@ -136,7 +136,7 @@ func (s *session) keyFindings(d device, public any) ([]ceremony.Finding, error) 
 	if err != nil {
 		return nil, err
 	}
-	return append(d.findings(), found("public", base64.StdEncoding.EncodeToString(key.SPKI)), found("fingerprint", key.Fingerprint())), nil
+	return append(d.findings(), found("public", base64.StdEncoding.EncodeToString(key.Encoded)), found("fingerprint", key.Fingerprint())), nil
 }
 
 // generate makes the key, unless an earlier attempt of this step was cut off

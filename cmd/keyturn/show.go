@@ -39,13 +39,14 @@ type voteView struct {
 	Reason   string           `json:"reason"`
 	Index    uint64           `json:"index"`
 	Document dsse.Digest      `json:"document"`
+	Presence string           `json:"presence,omitempty"` // in an audit, of who signs with a FIDO key: touched or verified
 }
 
 func viewRequest(s *authority.State, r *authority.Request) requestView {
 	v := requestView{Request: r.ID, Action: r.Doc.Action, Requester: personName(s, r.Doc.Requester), Purpose: r.Doc.Purpose, Index: r.Index,
 		Expiry: r.Doc.Expiry, State: "open", Ended: r.Ended, Warrant: r.Warrant, Decisions: []voteView{}, Missing: []string{}}
 	for _, vote := range r.Votes {
-		v.Decisions = append(v.Decisions, voteView{personName(s, vote.Doc.Person), vote.Doc.Decision, vote.Doc.Reason, vote.Index, vote.Approval})
+		v.Decisions = append(v.Decisions, voteView{Person: personName(s, vote.Doc.Person), Decision: vote.Doc.Decision, Reason: vote.Doc.Reason, Index: vote.Index, Document: vote.Approval})
 	}
 	switch {
 	case !r.Warrant.IsZero():

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/crypto/ssh"
 
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/hsm"
@@ -110,7 +111,7 @@ func groupCmd(a *app) *cobra.Command {
 }
 
 func pemCmd(a *app) *cobra.Command {
-	return &cobra.Command{Use: "pem NAME", Short: "print the public signing key of a person or notary, PEM", Args: cobra.ExactArgs(1),
+	return &cobra.Command{Use: "pem NAME", Short: "print the public signing key of a person or notary, PEM, or of a FIDO key as ssh-keygen does", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.printPEM(cmd, func(s *authority.State) (signoff.PublicKey, error) {
 				if p, ok := s.People.Named(args[0]); ok {
@@ -140,6 +141,18 @@ func (a *app) printPEM(cmd *cobra.Command, find func(*authority.State) (signoff.
 	}); err != nil {
 		return err
 	}
-	_, err := a.Out.Write(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: key.SPKI}))
+	public, err := key.Public()
+	if err != nil {
+		return err
+	}
+	text := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: key.Encoded})
+	if _, ok := public.(*hsm.SecurityKey); ok {
+		line, err := ssh.ParsePublicKey(key.Encoded)
+		if err != nil {
+			return err
+		}
+		text = ssh.MarshalAuthorizedKey(line)
+	}
+	_, err = a.Out.Write(text)
 	return err
 }

@@ -14,6 +14,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
+	"reflect"
 	"sync"
 	"testing"
 	"time"
@@ -30,6 +31,7 @@ type Backend struct {
 	// The openers pin the public key that is given; nil takes what is there.
 	P256      func(ctx context.Context, pinned crypto.PublicKey) (hsm.Key, error)
 	Ed25519   func(ctx context.Context, pinned crypto.PublicKey) (hsm.Key, error)
+	Security  func(ctx context.Context, pinned crypto.PublicKey) (hsm.Key, error)
 	Decrypter func(ctx context.Context, pinned *ecdh.PublicKey) (hsm.Decrypter, error)
 
 	// Sealer and OtherSealer open two different keys, and both or none are set.
@@ -38,7 +40,7 @@ type Backend struct {
 
 // Run exercises all that b has, each part as a subtest.
 func Run(t *testing.T, b Backend) {
-	if b.P256 == nil && b.Ed25519 == nil && b.Decrypter == nil && b.Sealer == nil {
+	if b.P256 == nil && b.Ed25519 == nil && b.Security == nil && b.Decrypter == nil && b.Sealer == nil {
 		t.Fatal("hsmtest: the backend offers no key")
 	}
 	if b.P256 != nil {
@@ -46,6 +48,9 @@ func Run(t *testing.T, b Backend) {
 	}
 	if b.Ed25519 != nil {
 		t.Run("Ed25519", func(t *testing.T) { signing(t, b.Class, b.Ed25519, ed25519.PublicKey{}) })
+	}
+	if b.Security != nil {
+		t.Run("Security", func(t *testing.T) { signing(t, b.Class, b.Security, &hsm.SecurityKey{}) })
 	}
 	if b.Decrypter != nil {
 		t.Run("Decrypter", func(t *testing.T) { agreement(t, b.Class, b.Decrypter) })
@@ -58,7 +63,7 @@ func Run(t *testing.T, b Backend) {
 func signing(t *testing.T, class hsm.Class, open func(context.Context, crypto.PublicKey) (hsm.Key, error), want crypto.PublicKey) {
 	ctx := context.Background()
 	k := must(open(ctx, nil))(t)
-	if _, isECDSA := want.(*ecdsa.PublicKey); isECDSA != isType[*ecdsa.PublicKey](k.Public()) {
+	if reflect.TypeOf(k.Public()) != reflect.TypeOf(want) {
 		t.Fatalf("public key is a %T, want a %T", k.Public(), want)
 	}
 	checkInfo(t, k.Info(), class)
@@ -130,7 +135,7 @@ func refusesOtherInput(t *testing.T, k hsm.Key) {
 		{"with a context", digest[:], &ed25519.Options{Context: "c"}, true, true},
 	}
 	for _, test := range tests {
-		if isECDSA := isType[*ecdsa.PublicKey](k.Public()); isECDSA && !test.p256 || !isECDSA && !test.ed {
+		if isType[*ecdsa.PublicKey](k.Public()) && !test.p256 || isType[ed25519.PublicKey](k.Public()) && !test.ed {
 			continue
 		}
 		if _, err := k.SignContext(context.Background(), test.input, test.opts); err == nil {

@@ -4,17 +4,18 @@
 // code of theirs in this process.
 //
 // An agent signs messages and hashes them itself. There is no way to have it
-// sign a digest, so a P-256 key from here is an [hsm.MessageSigner]: use
+// sign a digest, so a P-256 or FIDO key from here is an [hsm.MessageSigner]: use
 // hsm.SignMessage, for SignContext refuses. Nor does an agent agree on secrets:
 // who approves with such a key holds no share of any object.
 //
-// FIDO keys (sk-…) are refused. They sign a hash of the message together with
-// the flags and the counter of the device (OpenSSH PROTOCOL.u2f), which neither
-// a warrant's verifier nor openssl would accept as a signature of the document.
+// FIDO keys (sk-…) are [hsm.SecurityKey]s: they sign the message under the
+// application that they were enrolled for, and only when they are touched.
 //
 // The protocol says nothing about where a key lives, and in the plain case that
-// is the memory of the agent, so keys from here show class "software"; a
-// ceremony that watched a token make the key may enter it higher. Whoever
+// is the memory of the agent, so keys from here show class "software". A FIDO
+// key's type says that it is in an authenticator, which nobody checked, so it
+// shows "self-declared". A ceremony that watched a token make the key may enter
+// it higher. Whoever
 // reaches the socket can sign: never forward the agent to another machine. What
 // keyturn signs starts with text ("DSSEv1 ", an origin line) and is neither an
 // SSH authentication request nor an SSHSIG blob.
@@ -52,8 +53,8 @@ type Config struct {
 }
 
 // Open returns the key at uri (ssh-agent:SHA256:…). The key must be pinned, a
-// P-256 *ecdsa.PublicKey or an ed25519.PublicKey; nil takes the key with that
-// fingerprint and is for enrolment only. Nothing stays open between operations.
+// P-256 *ecdsa.PublicKey, an ed25519.PublicKey or an *hsm.SecurityKey; nil takes
+// the key with that fingerprint and is for enrolment only. Nothing stays open between operations.
 //
 // Errors: ErrGone (no agent, or it lacks the key), ErrLocked (it is locked or
 // empty, which look the same), ErrWrongIdentity, ErrTimeout.
@@ -78,6 +79,9 @@ func Open(ctx context.Context, cfg Config, uri string, pinned crypto.PublicKey) 
 	}
 	if err != nil {
 		return nil, k.explain("open", err)
+	}
+	if _, ok := k.public.(*hsm.SecurityKey); ok {
+		k.info.Class = hsm.ClassSelfDeclared
 	}
 	return k, nil
 }
@@ -121,22 +125,32 @@ func find(c agent.ExtendedAgent, fingerprint string) (ssh.PublicKey, error) {
 // publicOf returns the key in the form that charters record, if it is of a type
 // that keyturn uses and the pinned one.
 func publicOf(k ssh.PublicKey, pinned crypto.PublicKey) (crypto.PublicKey, error) {
-	switch k.Type() {
-	case ssh.KeyAlgoSKECDSA256, ssh.KeyAlgoSKED25519:
-		return nil, fmt.Errorf("%s is a FIDO key: it signs flags and a counter beside the message, which no verifier of keyturn's documents accepts; use a key of the token's PIV slot", k.Type())
+	public, err := decode(k)
+	if err == nil {
+		err = hsm.CheckPublic(public)
 	}
-	holder, ok := k.(ssh.CryptoPublicKey)
-	if !ok {
-		return nil, fmt.Errorf("a key of type %s is of no use here; want ecdsa-sha2-nistp256 or ssh-ed25519", k.Type())
-	}
-	public := holder.CryptoPublicKey()
-	if err := hsm.CheckPublic(public); err != nil {
-		return nil, fmt.Errorf("a key of type %s is of no use here; want ecdsa-sha2-nistp256 or ssh-ed25519: %w", k.Type(), err)
+	if err != nil {
+		return nil, fmt.Errorf("a key of type %s is of no use here; want ecdsa-sha2-nistp256 or ssh-ed25519, plain or in a FIDO authenticator (sk-): %w", k.Type(), err)
 	}
 	if pinned == nil {
 		return public, nil
 	}
 	return public, hsm.SamePublic(pinned, public)
+}
+
+func decode(k ssh.PublicKey) (crypto.PublicKey, error) {
+	if isFIDO(k.Type()) {
+		return hsm.ParseSecurityKey(k.Marshal())
+	}
+	holder, ok := k.(ssh.CryptoPublicKey)
+	if !ok {
+		return nil, errors.New("a type that has no public key of its own")
+	}
+	return holder.CryptoPublicKey(), nil
+}
+
+func isFIDO(keyType string) bool {
+	return keyType == ssh.KeyAlgoSKECDSA256 || keyType == ssh.KeyAlgoSKED25519
 }
 
 type key struct {
@@ -154,7 +168,7 @@ func (k *key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 }
 
 // SignContext signs with an Ed25519 key, whose digest is the message. With a
-// P-256 key it refuses.
+// P-256 or FIDO key it refuses.
 func (k *key) SignContext(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	if err := hsm.CheckInput(k.public, digest, opts); err != nil {
 		return nil, err
@@ -167,7 +181,8 @@ func (k *key) SignContext(ctx context.Context, digest []byte, opts crypto.Signer
 
 // SignMessageContext signs message. Errors: ErrGone, ErrLocked (also: the
 // agent, its user or its token refused), ErrWrongIdentity (a signature by
-// another key), ErrTimeout.
+// another key), ErrPresence (by a FIDO key that
+// nobody touched), ErrTimeout.
 func (k *key) SignMessageContext(ctx context.Context, message []byte) ([]byte, error) {
 	if len(message) > maxMessage {
 		return nil, k.explain("sign", fmt.Errorf("a message of %d bytes is over %d", len(message), maxMessage))
@@ -191,6 +206,9 @@ func (k *key) SignMessageContext(ctx context.Context, message []byte) ([]byte, e
 	raw, err := convert(k.ssh.Type(), sig)
 	if err == nil {
 		err = hsm.VerifyMessage(k.public, message, raw)
+	}
+	if errors.Is(err, hsm.ErrPresence) {
+		return nil, k.explain("sign", err)
 	}
 	if err != nil {
 		return nil, k.explain("sign", fmt.Errorf("%w: %w", hsm.ErrWrongIdentity, err))

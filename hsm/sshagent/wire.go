@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"slices"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -77,13 +78,18 @@ func (n *noting) note(err error) {
 // convert turns the signature of a key of the given type into the form that
 // documents carry: 64 bytes for Ed25519 (RFC 8709, section 6), and for P-256
 // the DER of an Ecdsa-Sig-Value (RFC 3279, section 2.2.3), which SSH writes as
-// two mpints (RFC 5656, section 3.1.2).
+// two mpints (RFC 5656, section 3.1.2). A FIDO key's flags and counter, 5 bytes
+// (PROTOCOL.u2f, "SSH U2F Signatures"), stand behind it.
 func convert(keyType string, sig *ssh.Signature) ([]byte, error) {
-	if sig.Format != keyType || len(sig.Rest) != 0 {
+	rest := 0
+	if isFIDO(keyType) {
+		rest = 5
+	}
+	if sig.Format != keyType || len(sig.Rest) != rest {
 		return nil, fmt.Errorf("signature of format %q with %d trailing bytes by a key of type %s", sig.Format, len(sig.Rest), keyType)
 	}
-	if keyType == ssh.KeyAlgoED25519 {
-		return sig.Blob, nil
+	if keyType == ssh.KeyAlgoED25519 || keyType == ssh.KeyAlgoSKED25519 {
+		return append(slices.Clone(sig.Blob), sig.Rest...), nil
 	}
 	var rs struct{ R, S *big.Int }
 	if err := ssh.Unmarshal(sig.Blob, &rs); err != nil {
@@ -92,5 +98,6 @@ func convert(keyType string, sig *ssh.Signature) ([]byte, error) {
 	if rs.R.Sign() <= 0 || rs.S.Sign() <= 0 {
 		return nil, errors.New("signature with a number that is not positive")
 	}
-	return asn1.Marshal(rs)
+	der, err := asn1.Marshal(rs)
+	return append(der, sig.Rest...), err
 }

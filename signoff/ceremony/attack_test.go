@@ -249,7 +249,7 @@ func TestAttackSpareThatIsNone(t *testing.T) {
 	for reason, edit := range map[string]func(*room, *ceremony.Record){
 		"serial number": func(_ *room, d *ceremony.Record) { d.Findings[0].Value = "00FF-13" },
 		"did not sign in this step": func(r *room, d *ceremony.Record) {
-			d.Findings[2].Value = base64.StdEncoding.EncodeToString(r.public("mallory").SPKI)
+			d.Findings[2].Value = base64.StdEncoding.EncodeToString(r.public("mallory").Encoded)
 			d.Findings[3].Value = r.public("mallory").Fingerprint().String()
 		},
 		"the key has":       func(_ *room, d *ceremony.Record) { d.Findings[3].Value = ceremony.Digest{1}.String() },

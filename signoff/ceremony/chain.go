@@ -159,16 +159,16 @@ func (c *Chain) checkSigners(r *Record, step *Step) error {
 		if g.Name != want[i] {
 			return fmt.Errorf("signer %d is %s, the script wants %v", i+1, g.Name, want)
 		}
-		if known, ok := c.Keys[g.Name]; ok && !bytes.Equal(known.SPKI, g.Key.SPKI) {
+		if known, ok := c.Keys[g.Name]; ok && !bytes.Equal(known.Encoded, g.Key.Encoded) {
 			return fmt.Errorf("%s signs with key %s, and signed with %s before", g.Name, g.Key.Fingerprint(), known.Fingerprint())
 		}
 		for name, k := range c.Keys {
-			if name != g.Name && bytes.Equal(k.SPKI, g.Key.SPKI) {
+			if name != g.Name && bytes.Equal(k.Encoded, g.Key.Encoded) {
 				return fmt.Errorf("%s and %s sign with one key, %s", name, g.Name, k.Fingerprint())
 			}
 		}
 		for _, other := range r.Signers[:i] {
-			if bytes.Equal(other.Key.SPKI, g.Key.SPKI) {
+			if bytes.Equal(other.Key.Encoded, g.Key.Encoded) {
 				return fmt.Errorf("%s and %s sign with one key, %s", other.Name, g.Name, g.Key.Fingerprint())
 			}
 		}
@@ -231,7 +231,7 @@ func (c *Chain) Made(name string, step *Step, r *Record) (signoff.PublicKey, boo
 // that key, from the step on in which it was made.
 func (c *Chain) checkMade(r *Record, step *Step) error {
 	for _, g := range r.Signers {
-		if key, ok := c.Made(g.Name, step, r); ok && !bytes.Equal(key.SPKI, g.Key.SPKI) {
+		if key, ok := c.Made(g.Name, step, r); ok && !bytes.Equal(key.Encoded, g.Key.Encoded) {
 			return fmt.Errorf("%s signs with key %s, which is not the one that this ceremony made, %s", g.Name, g.Key.Fingerprint(), key.Fingerprint())
 		}
 	}
@@ -289,11 +289,11 @@ func (c *Chain) checkKey(r *Record, step *Step) error {
 
 // FoundKey is the public key that a step found.
 func FoundKey(r *Record) (signoff.PublicKey, error) {
-	spki, err := base64.StdEncoding.DecodeString(r.Find("public"))
+	encoded, err := base64.StdEncoding.DecodeString(r.Find("public"))
 	if err != nil {
 		return signoff.PublicKey{}, fmt.Errorf("found public key: %w", err)
 	}
-	return signoff.PublicKey{SPKI: spki, Class: hsm.Class(r.Find("class"))}, nil
+	return signoff.PublicKey{Encoded: encoded, Class: hsm.Class(r.Find("class"))}, nil
 }
 
 // checkCharter holds every step to one charter.

@@ -370,7 +370,7 @@ func (s Slot) Fill(c *signoff.Charter, k signoff.PublicKey) error {
 	if s.Of == "boot" && c.BootPolicy == nil {
 		c.BootPolicy = new(signoff.PublicKey)
 	}
-	if place := s.In(c); place != nil && len(place.SPKI) == 0 {
+	if place := s.In(c); place != nil && len(place.Encoded) == 0 {
 		*place = k
 	}
 	return s.Check(c, k)

@@ -99,7 +99,7 @@ func (r *room) finds(step *ceremony.Step) []ceremony.Finding {
 		key := r.public("alice-spare")
 		sig, err := hsm.SignMessage(context.Background(), r.keys["alice-spare"], ceremony.SpareChallenge(r.chain, "alice"))
 		r.must(err)
-		return []ceremony.Finding{{"serial", "00FF-12"}, {"class", "self-declared"}, {"public", base64.StdEncoding.EncodeToString(key.SPKI)},
+		return []ceremony.Finding{{"serial", "00FF-12"}, {"class", "self-declared"}, {"public", base64.StdEncoding.EncodeToString(key.Encoded)},
 			{"fingerprint", key.Fingerprint().String()}, {"signature", base64.StdEncoding.EncodeToString(sig)}}
 	}
 	return []ceremony.Finding{}

@@ -31,7 +31,7 @@ var update = flag.Bool("update", false, "write the golden texts anew")
 func digest(s string) Digest { return sha256.Sum256([]byte(s)) }
 
 func key(name string) signoff.PublicKey {
-	return signoff.PublicKey{SPKI: []byte(name), Class: "software"}
+	return signoff.PublicKey{Encoded: []byte(name), Class: "software"}
 }
 
 var charter = &signoff.Charter{Name: "lab", Development: true, People: []signoff.Person{
