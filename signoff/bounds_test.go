@@ -198,8 +198,22 @@ func TestAttackCharterNumbers(t *testing.T) {
 		"no key":          func(c *signoff.Charter) { c.People[0].Signing.Encoded = nil },
 		"no roles":        func(c *signoff.Charter) { c.People[0].Roles = nil },
 		"an Ed25519 vote": func(c *signoff.Charter) { c.People[0].Signing = ed("vote") },
-		"software keys":   func(c *signoff.Charter) { c.Development = false },
-		"no class":        func(c *signoff.Charter) { c.People[0].Signing.Class = "" },
+
+		"shares for an authenticator": func(c *signoff.Charter) { c.People[0].Exchange = fido(p256("x")) },
+		"a notary's authenticator":    func(c *signoff.Charter) { c.Notaries[0].Signing = fido(p256("x")) },
+		"notary's exchange in one":    func(c *signoff.Charter) { c.Notaries[0].Exchange = fido(p256("x")) },
+		"notary's witness in one":     func(c *signoff.Charter) { c.Notaries[0].Witness = fido(ed("x")) },
+		"the log in an authenticator": func(c *signoff.Charter) { c.Log = fido(ed("x")) },
+		"boots in an authenticator":   func(c *signoff.Charter) { c.BootPolicy = new(fido(p256("x"))) },
+		"an Ed25519 key for boots":    func(c *signoff.Charter) { c.BootPolicy = new(ed("x")) },
+		"one authenticator of two":    func(c *signoff.Charter) { c.People[0].Signing, c.People[1].Signing = fido(ed("x")), fido(ed("x")) },
+		"a web site's authenticator":  func(c *signoff.Charter) { c.People[0].Signing = ofWebSite() },
+		"an authenticator's odd bytes": func(c *signoff.Charter) {
+			c.People[0].Signing = fido(ed("x"))
+			c.People[0].Signing.Encoded = append(c.People[0].Signing.Encoded, 0)
+		},
+		"software keys": func(c *signoff.Charter) { c.Development = false },
+		"no class":      func(c *signoff.Charter) { c.People[0].Signing.Class = "" },
 	} {
 		c := charter()
 		edit(c)

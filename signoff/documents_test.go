@@ -45,6 +45,15 @@ func public(pub any) signoff.PublicKey {
 	return k
 }
 
+// fido is the key as if it were in an authenticator.
+func fido(k signoff.PublicKey) signoff.PublicKey {
+	pub, err := k.Public()
+	if err != nil {
+		panic(err)
+	}
+	return public(&hsm.SecurityKey{Key: pub, Application: "ssh:keyturn"})
+}
+
 func bytesOf(n int) []byte { return bytes.Repeat([]byte{7}, n) }
 
 func list(n int) (out [][]byte) {
@@ -205,6 +214,11 @@ func samples() map[string]signoff.Document {
 		"request-people": request(func(r *signoff.Request) {
 			r.Action, r.People = signoff.ActionPeopleChange, people()
 		}),
+		"request-people-fido": request(func(r *signoff.Request) {
+			r.Action, r.People = signoff.ActionPeopleChange, &signoff.PeopleChange{
+				Add:    []signoff.Person{{Name: "frank", Organisation: "lab", Roles: []string{"security"}, Token: signoff.Token{Signing: fido(p256("frank"))}}},
+				Tokens: []signoff.TokenChange{{Person: digest("bob"), Retire: digest("bob"), Add: &signoff.Token{Signing: fido(ed("bob-2"))}}}}
+		}),
 		"request-people-threshold": request(func(r *signoff.Request) {
 			r.Action, r.People = signoff.ActionPeopleChange, &signoff.PeopleChange{Threshold: 4,
 				Roles: []signoff.RoleChange{{Person: digest("bob"), Roles: []string{"leadership", "safety"}}}}
@@ -265,7 +279,7 @@ func line(payload []byte) []byte {
 var update = flag.Bool("update", false, "record the golden documents anew")
 
 // TestGolden holds every kind of document to the bytes recorded on 2026-11-24,
-// or 2026-11-26 for dkg-answer.
+// or 2026-11-26 for dkg-answer and keys in authenticators.
 // They are what people and notaries sign: if this test fails, old documents no
 // longer read and old signatures no longer verify.
 func TestGolden(t *testing.T) {

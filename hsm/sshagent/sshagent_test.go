@@ -28,12 +28,13 @@ import (
 // opensshAgent is OpenSSH's own agent.
 type opensshAgent struct {
 	dir     string
+	options []string
 	process *exec.Cmd
 }
 
 func (a *opensshAgent) socket() string { return filepath.Join(a.dir, "agent") }
 
-func startAgent(t testing.TB) *opensshAgent {
+func startAgent(t testing.TB, options ...string) *opensshAgent {
 	t.Helper()
 	for _, tool := range []string{"ssh-agent", "ssh-add", "ssh-keygen"} {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -44,7 +45,7 @@ func startAgent(t testing.TB) *opensshAgent {
 	dir, err := os.MkdirTemp("", "agent")
 	check(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	a := &opensshAgent{dir: dir}
+	a := &opensshAgent{dir: dir, options: options}
 	a.start(t)
 	t.Cleanup(func() { a.stop(t) })
 	return a
@@ -52,7 +53,7 @@ func startAgent(t testing.TB) *opensshAgent {
 
 func (a *opensshAgent) start(t testing.TB) {
 	t.Helper()
-	a.process = exec.Command("ssh-agent", "-D", "-a", a.socket())
+	a.process = exec.Command("ssh-agent", append(a.options, "-D", "-a", a.socket())...)
 	check(t, a.process.Start())
 	for range 500 {
 		if conn, err := net.Dial("unix", a.socket()); err == nil {
@@ -369,23 +370,6 @@ func listen(t testing.TB, serve func(net.Conn)) sshagent.Config {
 
 // blobOf is a key as agents list it.
 func blobOf(k ssh.PublicKey) *agent.Key { return &agent.Key{Format: k.Type(), Blob: k.Marshal()} }
-
-func TestFIDOKeyRefused(t *testing.T) {
-	public, _, err := ed25519.GenerateKey(rand.Reader)
-	check(t, err)
-	blob := ssh.Marshal(struct {
-		Type        string
-		Public      []byte
-		Application string
-	}{ssh.KeyAlgoSKED25519, public, "ssh:"})
-	fido, err := ssh.ParsePublicKey(blob)
-	check(t, err)
-	config := (&hostile{keys: []*agent.Key{blobOf(fido)}}).serve(t)
-	_, err = sshagent.Open(context.Background(), config, "ssh-agent:"+ssh.FingerprintSHA256(fido), nil)
-	if err == nil || !strings.Contains(err.Error(), "FIDO") {
-		t.Errorf("a FIDO key: %v, want a refusal that says so", err)
-	}
-}
 
 func TestAttackForgedSignatures(t *testing.T) {
 	public, private, err := ed25519.GenerateKey(rand.Reader)

@@ -5,6 +5,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"math/big"
+	"strings"
 	"testing"
 
 	"golang.org/x/crypto/ssh"
@@ -29,6 +30,11 @@ func TestConvertRefuses(t *testing.T) {
 	} {
 		if der, err := convert(ssh.KeyAlgoECDSA256, sig); err == nil {
 			t.Errorf("%s: converted to %x", name, der)
+		}
+		sig.Format = strings.Replace(sig.Format, ssh.KeyAlgoECDSA256, ssh.KeyAlgoSKECDSA256, 1)
+		sig.Rest = append(sig.Rest, 1, 0, 0, 0, 1)
+		if der, err := convert(ssh.KeyAlgoSKECDSA256, sig); err == nil {
+			t.Errorf("%s, of an authenticator: converted to %x", name, der)
 		}
 	}
 }
