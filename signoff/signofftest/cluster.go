@@ -222,6 +222,21 @@ func (c *Cluster) NewPerson(name, org string, roles ...string) *Person {
 	return p
 }
 
+// SignsOnlyWith gives a founder another signing key and no exchange key, and
+// founds the cluster again, which nothing may have read yet.
+func (c *Cluster) SignsOnlyWith(name string, k hsm.Key) {
+	c.T.Helper()
+	p := c.People[name]
+	p.Signing, p.Exchange = k, nil
+	p.Doc.Token = signoff.Token{Signing: c.public(k.Public())}
+	for i := range c.Charter.People {
+		if c.Charter.People[i].Name == name {
+			c.Charter.People[i] = p.Doc
+		}
+	}
+	c.found()
+}
+
 func (c *Cluster) addNotary(name string) {
 	n := c.NewNotary(name)
 	c.Notaries = append(c.Notaries, n)
