@@ -99,6 +99,18 @@ func (k PublicKey) Public() (crypto.PublicKey, error) {
 	return pub, nil
 }
 
+// Application is what a security key was enrolled for; empty of other keys.
+func (k PublicKey) Application() string {
+	if !inSSH(k.Encoded) {
+		return ""
+	}
+	pub, err := hsm.ParseSecurityKey(k.Encoded)
+	if err != nil {
+		return ""
+	}
+	return pub.Application
+}
+
 // ECDH decodes a P-256 key used for key exchange.
 func (k PublicKey) ECDH() (*ecdh.PublicKey, error) {
 	pub, err := k.Public()

@@ -150,6 +150,13 @@ func viewKey(k token.KeyInfo) keyView {
 func keyShowCmd(a *app) *cobra.Command {
 	return &cobra.Command{Use: "show URI", Short: "print the public key of a key, as it goes into a charter", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if u, err := hsm.ParseURI(args[0]); err == nil && u.Scheme == hsm.SchemeSSHAgent {
+				k, err := a.keyring().Key(cmd.Context(), args[0], nil)
+				if err != nil {
+					return err
+				}
+				return a.printKey(&keys.Custody{Public: k.Public(), Class: k.Info().Class})
+			}
 			c, err := a.keyring().Describe(cmd.Context(), args[0])
 			if err != nil {
 				return err

@@ -317,7 +317,12 @@ func (in Input) halt(w *writer, id dsse.Digest) {
 	w.prose("", "because "+safe(h.Reason))
 }
 
-func class(k signoff.PublicKey) string { return string(k.Class) + " key" }
+func class(k signoff.PublicKey) string {
+	if application := k.Application(); application != "" {
+		return fmt.Sprintf("%s FIDO key for %s", k.Class, application)
+	}
+	return string(k.Class) + " key"
+}
 
 // classes names the signing keys' classes, the spare tokens' too: a vote is
 // worth what the weakest of them is.

@@ -1,6 +1,7 @@
 package display_test
 
 import (
+	"crypto/ed25519"
 	"crypto/sha256"
 	"crypto/x509"
 	"flag"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/keyturn/keyturn/attest"
 	"github.com/keyturn/keyturn/attest/ima"
+	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/policy"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/display"
@@ -32,6 +34,16 @@ func digest(s string) Digest { return sha256.Sum256([]byte(s)) }
 
 func key(name string) signoff.PublicKey {
 	return signoff.PublicKey{Encoded: []byte(name), Class: "software"}
+}
+
+// fido is a key in an authenticator, recorded 2026-11-26.
+func fido(name string) signoff.PublicKey {
+	seed := digest(name)
+	k, err := signoff.NewPublicKey(&hsm.SecurityKey{Key: ed25519.NewKeyFromSeed(seed[:]).Public(), Application: "ssh:keyturn"}, "witnessed")
+	if err != nil {
+		panic(err)
+	}
+	return k
 }
 
 var charter = &signoff.Charter{Name: "lab", Development: true, People: []signoff.Person{
@@ -208,6 +220,9 @@ func TestGolden(t *testing.T) {
 		"withdraw":     withdrawing(t, digest("rack-a 2"), digest("gone")),
 		"withdraw-all": withdrawing(t, digest("rack-a 2"), digest("rack-a 1"), digest("rack-b 7")),
 		"people":       input(t, signoff.ActionPeopleChange, people),
+		"people-fido": input(t, signoff.ActionPeopleChange, func(r *signoff.Request) {
+			r.People = &signoff.PeopleChange{Tokens: []signoff.TokenChange{{Person: charter.People[1].ID(), Add: &signoff.Token{Signing: fido("bob-2")}}}}
+		}),
 	} {
 		t.Run(name, func(t *testing.T) {
 			path, got := filepath.Join("testdata", name+".txt"), display.Request(in)

@@ -19,7 +19,7 @@ import (
 type Custody struct {
 	URI       string
 	Kind      hsm.Kind
-	Public    any // *ecdsa.PublicKey, ed25519.PublicKey, *ecdh.PublicKey; nil of a sealing key
+	Public    any // *ecdsa.PublicKey, ed25519.PublicKey, *ecdh.PublicKey, *hsm.SecurityKey; nil of a sealing key
 	Class     hsm.Class
 	Made      bool  // by the holder itself (CKA_LOCAL; sensitiveDataOrigin)
 	Stays     bool  // cannot be taken out (CKA_SENSITIVE, not CKA_EXTRACTABLE; fixedTPM, fixedParent)
