@@ -2,10 +2,14 @@ package main
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/keyturn/keyturn/hsm/hsmtest"
 )
 
 func TestMain(m *testing.M) {
@@ -33,8 +37,40 @@ func TestPeople(t *testing.T) {
 	pages(t, d, "testdata/people")
 }
 
-func pages(t *testing.T, d *desk, dir string) {
+// Frank comes with a FIDO key in OpenSSH's agent. $PROVIDER is its authenticator.
+func TestFIDOScripts(t *testing.T) {
+	p := hsmtest.NewProvider(t)
+	dir, err := os.MkdirTemp("", "agent") // a socket's path is short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	socket := filepath.Join(dir, "s")
+	agent := exec.Command("ssh-agent", "-D", "-P", p.Dir+"/*", "-a", socket)
+	if err := agent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { agent.Process.Kill(); agent.Wait() })
+	for range 500 {
+		if _, err = os.Stat(socket); err == nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err != nil {
+		t.Fatal("ssh-agent does not listen after 5 s")
+	}
+	t.Setenv("SSH_AUTH_SOCK", socket)
+	t.Setenv("PROVIDER", p.Path)
+	pages(t, newDesk(t), "testdata/fido", "SSH_AUTH_SOCK", "PROVIDER", "SK_SAYS")
+}
+
+// pages runs those of a directory, with these of our environment.
+func pages(t *testing.T, d *desk, dir string, environment ...string) {
 	testscript.Run(t, testscript.Params{Dir: dir, Setup: func(e *testscript.Env) error {
+		for _, name := range environment {
+			e.Setenv(name, os.Getenv(name))
+		}
 		e.Setenv("CHARTER", d.ID.String())
 		e.Setenv("LOG", filepath.Join(d.Dir, "log"))
 		e.Setenv("ESCAPE", "a \x1b[31mred\u202e herring")

@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -24,27 +23,13 @@ import (
 // fidoAgent is OpenSSH's agent with an authenticator in software behind it.
 type fidoAgent struct {
 	*opensshAgent
-	provider, says string
+	*hsmtest.Provider
 }
 
 func startFIDO(t testing.TB) *fidoAgent {
 	t.Helper()
-	for _, tool := range []string{"cc", "/usr/lib/openssh/ssh-sk-helper"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skip("needs " + tool)
-		}
-	}
-	if err := exec.Command("cc", "-E", "-include", "openssl/evp.h", "-x", "c", "/dev/null", "-o", "/dev/null").Run(); err != nil {
-		t.Skip("needs openssl/evp.h of libssl-dev")
-	}
-	dir := t.TempDir()
-	f := &fidoAgent{provider: filepath.Join(dir, "authenticator.so"), says: filepath.Join(dir, "says")}
-	if out, err := exec.Command("cc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", f.provider, "testdata/authenticator.c", "-lcrypto").CombinedOutput(); err != nil {
-		t.Fatalf("cc: %v: %s", err, out)
-	}
-	t.Setenv("SK_SAYS", f.says)
-	f.opensshAgent = startAgent(t, "-P", dir+"/*")
-	return f
+	p := hsmtest.NewProvider(t)
+	return &fidoAgent{startAgent(t, "-P", p.Dir+"/*"), p}
 }
 
 // enrol makes a key in the authenticator, gives it to the agent and returns its
@@ -52,15 +37,9 @@ func startFIDO(t testing.TB) *fidoAgent {
 func (f *fidoAgent) enrol(t testing.TB, keyType, application string) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "key")
-	f.run(t, nil, "ssh-keygen", "-q", "-t", keyType, "-w", f.provider, "-O", "application="+application, "-N", "", "-C", "test", "-f", file)
-	f.run(t, nil, "ssh-add", "-q", "-S", f.provider, file)
+	f.run(t, nil, "ssh-keygen", "-q", "-t", keyType, "-w", f.Path, "-O", "application="+application, "-N", "", "-C", "test", "-f", file)
+	f.run(t, nil, "ssh-add", "-q", "-S", f.Path, file)
 	return "ssh-agent:" + strings.Fields(f.run(t, nil, "ssh-keygen", "-l", "-f", file))[1]
-}
-
-// say has the authenticator sign with these flags and this counter, in hex.
-func (f *fidoAgent) say(t testing.TB, flagsAndCounter string) {
-	t.Helper()
-	check(t, os.WriteFile(f.says, []byte(flagsAndCounter), 0o600))
 }
 
 var fidoTypes = []string{"ecdsa-sk", "ed25519-sk"}
@@ -87,7 +66,7 @@ func TestFIDOSignsDocument(t *testing.T) {
 			t.Errorf("%s: enrolled for %q", keyType, public.Application)
 		}
 		for says, want := range map[string]hsm.Presence{"01 7": {Counter: 7}, "05 ffffffff": {Verified: true, Counter: 1<<32 - 1}} {
-			f.say(t, says)
+			f.Says(says)
 			env, err := dsse.Sign(context.Background(), k, []byte(`{"a":"document"}`))
 			check(t, err)
 			read, err := dsse.Parse(env.Line())
@@ -105,12 +84,12 @@ func TestAttackFIDOPresence(t *testing.T) {
 	for _, keyType := range fidoTypes {
 		k := f.open(t, f.enrol(t, keyType, "ssh:"))
 		for what, says := range map[string]string{"untouched": "00 7", "verified and not touched": "04 7", "copied to a cloud": "19 7", "with extensions": "81 7", "without a counter": "01 0"} {
-			f.say(t, says)
+			f.Says(says)
 			if err := sign(k); !errors.Is(err, hsm.ErrPresence) || errors.Is(err, hsm.ErrWrongIdentity) {
 				t.Errorf("%s: %s: %v, want ErrPresence", keyType, what, err)
 			}
 		}
-		f.say(t, "01 8")
+		f.Says("01 8")
 		check(t, sign(k))
 	}
 }
@@ -135,11 +114,11 @@ func TestFaultAuthenticatorGone(t *testing.T) {
 	f := startFIDO(t)
 	k := f.open(t, f.enrol(t, "ecdsa-sk", "ssh:"))
 	check(t, sign(k))
-	check(t, os.Rename(f.provider, f.provider+".away"))
+	check(t, os.Rename(f.Path, f.Path+".away"))
 	if err := sign(k); !errors.Is(err, hsm.ErrLocked) {
 		t.Errorf("without its authenticator: %v, want ErrLocked", err)
 	}
-	check(t, os.Rename(f.provider+".away", f.provider))
+	check(t, os.Rename(f.Path+".away", f.Path))
 	check(t, sign(k))
 }
 

@@ -39,8 +39,8 @@ const MediaType = "application/vnd.dev.sigstore.bundle.v0.3+json"
 // StatementType is the in-toto statement type of every payload.
 const StatementType = "https://in-toto.io/Statement/v1"
 
-// An Envelope is one signed document. Hint is the SHA-256 of the signer's
-// SPKI; it says which key to try and is not itself signed.
+// An Envelope is one signed document. Hint is the fingerprint of the
+// signer's key; it says which key to try and is not itself signed.
 type Envelope struct {
 	Payload []byte
 	Sig     []byte

@@ -14,7 +14,7 @@ const (
 	MaxFile = 256 << 20
 
 	// MaxSignature holds an ASN.1 P-256 signature (at most 72 bytes) and an
-	// Ed25519 one (64 bytes).
+	// Ed25519 one (64 bytes), with flags and counter of a FIDO key (5 bytes).
 	MaxSignature = 80
 
 	// MaxSubjects bounds the subjects of one statement; a request names the

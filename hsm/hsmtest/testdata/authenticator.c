@@ -1,7 +1,6 @@
 /*
- * A FIDO authenticator in software, behind OpenSSH's sk-api (PROTOCOL.u2f,
- * "OpenSSH and security keys"; version 10 of the interface, OpenSSH 8.9 and
- * later). A key handle is the private key itself. How it signs stands in the
+ * A FIDO authenticator in software, behind OpenSSH's sk-api.h (version 10 of
+ * the interface, OpenSSH 9.1 and later). A key handle is the private key itself. How it signs stands in the
  * file that SK_SAYS names, "FLAGS COUNTER" in hex, read at each signature.
  */
 #include <stdint.h>
