@@ -10,8 +10,8 @@
 // but the charter names the charter it belongs to; a document of one cluster
 // means nothing in another.
 //
-// Times are Unix seconds. Public keys are SPKI DER; people and keys are named
-// by the SHA-256 of it.
+// Times are Unix seconds. Public keys are SPKI DER, or SSH blobs of FIDO keys;
+// people and keys are named by the SHA-256 of it.
 package signoff
 
 import (
