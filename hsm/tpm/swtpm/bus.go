@@ -35,14 +35,14 @@ func NewBus(tb TB, e *Emulator) *Bus {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { l.Close() })
-	b := &Bus{Path: "unix:" + at}
+	b, chip := &Bus{Path: "unix:" + at}, strings.TrimPrefix(e.Path, "unix:") // which stays through a Reset
 	go func() {
 		for {
 			host, err := l.Accept()
 			if err != nil {
 				return
 			}
-			go b.serve(host, strings.TrimPrefix(e.Path, "unix:"))
+			go b.serve(host, chip)
 		}
 	}()
 	return b
