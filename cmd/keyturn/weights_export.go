@@ -121,8 +121,7 @@ func (x *exporting) awaitReleases(ctx context.Context) error {
 	for deadline := time.Now().Add(x.wait); ; {
 		var have, want int
 		if err := x.view(func(_ *authority.Authority, s *authority.State) error {
-			object := s.Objects[x.request.Doc.Export.Object]
-			have, want = len(s.Releases[x.warrant.ID]), object.Doc.Lockbox.Machines.Threshold
+			_, have, want = x.released(s)
 			_, _, err := s.Live(x.warrant.ID, dsse.Digest{})
 			return err
 		}); err != nil {
@@ -140,6 +139,22 @@ func (x *exporting) awaitReleases(ctx context.Context) error {
 			return late
 		}
 	}
+}
+
+// released is the newest epoch of which enough notaries released their shares,
+// or else the one in force; how many did, and how many it takes. Those of two
+// epochs do not combine.
+func (x *exporting) released(s *authority.State) (epoch uint32, have, want int) {
+	held, count := s.Objects[x.request.Doc.Export.Object].Machines, map[uint32]int{}
+	for _, r := range s.Releases[x.warrant.ID] {
+		count[r.Share.Epoch]++
+	}
+	for e := held.Epoch; e > 0; e-- {
+		if sharing, err := held.Sharing(e); err == nil && count[e] >= sharing.Threshold() {
+			return e, count[e], sharing.Threshold()
+		}
+	}
+	return held.Epoch, count[held.Epoch], held.Threshold()
 }
 
 // next wakes the notaries, who release only while the log's time is fresh, and
@@ -225,7 +240,7 @@ func (x *exporting) collect(s *authority.State, b *release.Bundle, doc *signoff.
 			b.Approvals = append(b.Approvals, line)
 		}
 	case *signoff.Release:
-		if d.Warrant == x.warrant.ID && d.Claim.IsZero() {
+		if epoch, _, _ := x.released(s); d.Warrant == x.warrant.ID && d.Claim.IsZero() && d.Share.Epoch == epoch {
 			b.Releases = append(b.Releases, line)
 		}
 	}
@@ -257,13 +272,24 @@ func (x *exporting) epoch(s *authority.State) uint32 {
 }
 
 // sharing puts the commitments beside shares that were dealt anew.
-func (x *exporting) sharing(s *authority.State, b *release.Bundle) error {
-	if x.epoch(s) == firstEpoch {
-		return nil
+func (x *exporting) sharing(s *authority.State, b *release.Bundle) (err error) {
+	o := s.Objects[x.request.Doc.Export.Object]
+	if b.Sharing, err = later(o.People, x.epoch(s)); err != nil {
+		return err
 	}
-	sharing, err := s.Objects[x.request.Doc.Export.Object].People.Sharing(x.epoch(s))
-	b.Sharing = sharing.Bytes()
+	epoch, _, _ := x.released(s)
+	b.Machines, err = later(o.Machines, epoch)
 	return err
+}
+
+// later are the commitments of an epoch; none of the first, whose the object's
+// statement has.
+func later(held authority.Holding, epoch uint32) ([][]byte, error) {
+	if epoch == firstEpoch {
+		return nil, nil
+	}
+	sharing, err := held.Sharing(epoch)
+	return sharing.Bytes(), err
 }
 
 // write makes the export with its signed receipt in it. The directory appears

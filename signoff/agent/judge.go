@@ -171,16 +171,17 @@ func (p *plan) take(s *authority.State, vote authority.Vote, to Digest) error {
 	return nil
 }
 
-// released collects the notaries' shares that answer a claim.
+// released collects the notaries' shares that answer a claim. The fold saw that
+// each was of the notary and the epoch then in force.
 func (p *plan) released(s *authority.State, claim, fresh Digest) map[Digest][]sealedShare {
 	out := map[Digest][]sealedShare{}
 	for _, r := range s.Releases[claim] {
-		n, index, ok := s.Holder(r.Share.Object, r.Notary)
+		n, ok := s.AnyNotary(r.Notary)
 		if !ok || r.Share.Recipient != fresh {
 			continue
 		}
 		out[r.Share.Object] = append(out[r.Share.Object], sealedShare{lockbox.ReleaseContext{
-			Context: lockbox.Context{Charter: s.ID, Object: r.Share.Object, Side: lockbox.Machines, Epoch: r.Share.Epoch, Index: index, Holder: n.Exchange.Fingerprint()},
+			Context: lockbox.Context{Charter: s.ID, Object: r.Share.Object, Side: lockbox.Machines, Epoch: r.Share.Epoch, Index: r.Share.Index, Holder: n.Exchange.Fingerprint()},
 			Request: p.request.ID, Recipient: fresh,
 		}, r.Share.Sealed})
 	}

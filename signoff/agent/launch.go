@@ -285,6 +285,9 @@ func (a *Agent) unlock(ctx context.Context, u *use, p *plan, inputs []*input, fr
 		n := 0
 		if err := a.state(func(s *authority.State) error {
 			machines, n = p.released(s, u.claim, fp), len(s.Releases[u.claim])
+			for _, in := range inputs { // shares may have been dealt anew since
+				in.object = s.Objects[in.object.ID]
+			}
 			return nil
 		}); err != nil {
 			return err

@@ -192,18 +192,6 @@ func wipe(shares []*lockbox.Share) {
 	}
 }
 
-// commitments is the lockbox of an object in the epochs that the shares at hand
-// are of: holders may have dealt anew since.
-func commitments(o *authority.Object, people, machines []sealedShare) (lockbox.Commitments, error) {
-	c := lockbox.Commitments{Salt: [32]byte(o.Doc.Lockbox.Salt)}
-	var err error
-	if c.People, err = o.People.Sharing(epochOf(people)); err != nil {
-		return c, err
-	}
-	c.Machines, err = o.Machines.Sharing(epochOf(machines))
-	return c, err
-}
-
 // epochOf is the newest epoch among shares, 0 without any. A share of another
 // one does not open with them.
 func epochOf(shares []sealedShare) uint32 {
@@ -214,21 +202,46 @@ func epochOf(shares []sealedShare) uint32 {
 	return e
 }
 
+// openMachines opens notaries' shares of one epoch, the newest of which there
+// are enough good ones: they may have been dealt anew while they were released,
+// and those of two epochs do not combine.
+func openMachines(ctx context.Context, key hsm.Decrypter, held authority.Holding, sealed []sealedShare) (good []*lockbox.Share, sharing lockbox.Sharing, err error) {
+	var bad error = &tooFew{0, held.Threshold()}
+	for epoch := held.Epoch; epoch > 0; epoch-- {
+		var of []sealedShare
+		for _, s := range sealed {
+			if s.where.Epoch == epoch {
+				of = append(of, s)
+			}
+		}
+		if sharing, err = held.Sharing(epoch); err != nil {
+			return nil, nil, err
+		}
+		if len(of) < sharing.Threshold() {
+			continue
+		}
+		var few *tooFew
+		if good, err = openSide(ctx, key, sharing, of); !errors.As(err, &few) {
+			return good, sharing, err
+		}
+		bad = err
+	}
+	return nil, nil, bad
+}
+
 // combine opens both sides' shares of one object. The people's layer needs the
 // enrolled key in an approved boot, the machines' the key of this use.
 func (a *Agent) combine(ctx context.Context, in *input, people, machines []sealedShare, fresh hsm.Decrypter) error {
-	if n, q := len(machines), in.object.Doc.Lockbox.Machines.Threshold; n < q {
-		return &tooFew{n, q}
-	}
-	box, err := commitments(in.object, people, machines)
-	if err != nil {
-		return err
-	}
-	ours, err := openSide(ctx, fresh, box.Machines, machines)
+	box := lockbox.Commitments{Salt: [32]byte(in.object.Doc.Lockbox.Salt)}
+	ours, sharing, err := openMachines(ctx, fresh, in.object.Machines, machines)
 	if err != nil {
 		return fmt.Errorf("agent: notaries' shares: %w", err)
 	}
 	defer wipe(ours)
+	box.Machines = sharing
+	if box.People, err = in.object.People.Sharing(epochOf(people)); err != nil {
+		return err
+	}
 	theirs, err := openSide(ctx, a.identity.StorageKey, box.People, people)
 	if err != nil {
 		// No more of them will come: the warrant counts these and no others.

@@ -226,12 +226,16 @@ func (d decision) checkRelease(r *signoff.Release, objects []Digest, key, recipi
 	if !contains(objects, r.Share.Object) || r.Share.Epoch != o.Machines.Epoch {
 		return fmt.Errorf("object %s of epoch %d is not what the warrant opens", r.Share.Object, r.Share.Epoch)
 	}
-	if _, index, ok := d.state.Holder(r.Share.Object, r.Notary); !ok || r.Share.Index != index {
+	y, index, ok := d.state.Holder(r.Share.Object, r.Notary)
+	if !ok {
+		return fmt.Errorf("this notary holds no share of object %s in epoch %d", r.Share.Object.Short(), o.Machines.Epoch)
+	}
+	if r.Share.Index != index {
 		return fmt.Errorf("share index %d, this notary holds %d", r.Share.Index, index)
 	}
 	for _, have := range d.state.Releases[key] {
-		if have.Notary == r.Notary && have.Share.Object == r.Share.Object {
-			return errors.New("this notary has already released its share")
+		if have.Notary == r.Notary && have.Share.Object == r.Share.Object && have.Share.Epoch == r.Share.Epoch {
+			return fmt.Errorf("notary %s has already released its share of epoch %d", y.Name, r.Share.Epoch)
 		}
 	}
 	return nil

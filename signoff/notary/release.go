@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/lockbox"
@@ -85,17 +84,19 @@ func freshKey(c *authority.Claim) (*ecdh.PublicKey, error) {
 	return p.ECDH()
 }
 
-// due returns the release of the first object that is still owed, or nil.
+// due returns the release of the first object that is still owed, or nil. When
+// shares were dealt anew the old ones do not combine with those to come, so it
+// is owed once more, unless the recipient has said that it has what it needs.
 func (n *Notary) due(l look, r *authority.Request, warrant, claim Digest, objects []Digest, to *ecdh.PublicKey) func(context.Context) error {
-	key := claim
-	if key.IsZero() {
-		key = warrant
+	key, served := warrant, l.state.Warrants[warrant].Exported
+	if !claim.IsZero() {
+		key, served = claim, l.state.Claims[claim].Started
 	}
 	for _, object := range objects {
-		done := slices.ContainsFunc(l.state.Releases[key], func(x *signoff.Release) bool {
-			return x.Notary == n.id && x.Share.Object == object
-		})
 		o := l.state.Objects[object]
+		done := slices.ContainsFunc(l.state.Releases[key], func(x *signoff.Release) bool {
+			return x.Notary == n.id && x.Share.Object == object && (served || x.Share.Epoch == o.Machines.Epoch)
+		})
 		if _, index, ok := l.state.Holder(object, n.id); ok && !done {
 			d := dueRelease{warrant, claim, r.ID, o, index, to}
 			return func(ctx context.Context) error { return n.release(ctx, d) }
@@ -104,35 +105,9 @@ func (n *Notary) due(l look, r *authority.Request, warrant, claim Digest, object
 	return nil
 }
 
-// release opens this notary's share with one operation of its token, checks
-// it against the object's commitments and seals it to the recipient.
+// release opens this notary's share and seals it to the recipient.
 func (n *Notary) release(ctx context.Context, d dueRelease) error {
-	blob, err := n.cfg.Client.Blob(ctx, d.object.Machines.Deals)
-	if err != nil {
-		return err
-	}
-	deals, err := lockbox.ParseDeals(blob)
-	if err != nil {
-		return err
-	}
-	holder, err := hsm.Fingerprint(n.cfg.Exchange.PublicKey())
-	if err != nil {
-		return err
-	}
-	deal, err := deals.Find(lockbox.Machines, holder)
-	if err != nil {
-		return err
-	}
-	sharing, err := d.object.Machines.Sharing(d.object.Machines.Epoch)
-	if err != nil {
-		return err
-	}
-	id, err := lockbox.TokenIdentity(n.cfg.Exchange)
-	if err != nil {
-		return err
-	}
-	where := lockbox.Context{Charter: n.cfg.Charter, Object: d.object.ID, Side: lockbox.Machines, Epoch: d.object.Machines.Epoch, Index: d.index, Holder: holder}
-	share, err := lockbox.OpenShare(ctx, id, where, sharing, deal)
+	share, err := n.share(ctx, d.object, d.index)
 	if err != nil {
 		return err
 	}
@@ -141,10 +116,58 @@ func (n *Notary) release(ctx context.Context, d dueRelease) error {
 	if err != nil {
 		return err
 	}
+	where := share.Context()
 	sealed, err := lockbox.Reseal(share, to, lockbox.ReleaseContext{Context: where, Request: d.request, Recipient: to.ID()})
 	if err != nil {
 		return err
 	}
 	return n.append(ctx, &signoff.Release{Charter: n.cfg.Charter, Notary: n.id, Warrant: d.warrant, Claim: d.claim,
-		Share: signoff.Share{Object: d.object.ID, Epoch: d.object.Machines.Epoch, Index: d.index, Recipient: to.ID(), Sealed: sealed}})
+		Share: signoff.Share{Object: d.object.ID, Epoch: where.Epoch, Index: where.Index, Recipient: to.ID(), Sealed: sealed}})
+}
+
+// share opens this notary's share of an object with one operation of its token
+// and checks it against the object's commitments. Wipe it after use.
+func (n *Notary) share(ctx context.Context, o *authority.Object, index uint16) (*lockbox.Share, error) {
+	id, err := lockbox.TokenIdentity(n.cfg.Exchange)
+	if err != nil {
+		return nil, err
+	}
+	held := o.Machines
+	where := lockbox.Context{Charter: n.cfg.Charter, Object: o.ID, Side: lockbox.Machines, Epoch: held.Epoch, Index: index, Holder: id.Recipient().ID()}
+	deal, err := n.deal(ctx, held, where)
+	if err != nil {
+		return nil, err
+	}
+	sharing, err := held.Sharing(held.Epoch)
+	if err != nil {
+		return nil, err
+	}
+	return lockbox.OpenShare(ctx, id, where, sharing, deal)
+}
+
+// deal finds the deal among the sealer's, or among those that this notary made
+// for itself when the shares were dealt anew.
+func (n *Notary) deal(ctx context.Context, held authority.Holding, where lockbox.Context) (lockbox.Deal, error) {
+	digest, own := held.DealsOf(where.Index)
+	blob, err := n.cfg.Client.Blob(ctx, digest)
+	if err != nil {
+		return lockbox.Deal{}, err
+	}
+	if !own {
+		deals, err := lockbox.ParseDeals(blob)
+		if err != nil {
+			return lockbox.Deal{}, err
+		}
+		return deals.Find(lockbox.Machines, where.Holder)
+	}
+	deals, err := lockbox.ParseDealList(blob)
+	if err != nil {
+		return lockbox.Deal{}, err
+	}
+	for _, x := range deals {
+		if x.Object == where.Object && x.Holder == where.Holder {
+			return x, nil
+		}
+	}
+	return lockbox.Deal{}, fmt.Errorf("notary: blob %s has no deal of object %s for this notary", digest, Digest(where.Object))
 }

@@ -16,6 +16,7 @@
 //	             checkpoint that quorums of the old and the new one cosigned
 //	sharing      only if the people's shares were dealt anew: the epoch's
 //	             commitments, which must continue those of the object
+//	machines     only if the notaries' shares were: likewise
 //	object       signed by its sealer; its digest is the object id
 //	request      signed by its requester; names object and recipient's key
 //	warrant      signed by the group key for that request
@@ -56,7 +57,8 @@ type Bundle struct {
 	People      []Change `json:"people,omitempty"` // before the warrant, in the log's order
 	Recovery    string   `json:"recovery,omitempty"`
 	Terms       []Term   `json:"terms,omitempty"`
-	Sharing     [][]byte `json:"sharing,omitempty"` // of the people's side, in the epoch of the approvals' shares
+	Sharing     [][]byte `json:"sharing,omitempty"`  // of the people's side, in the epoch of the approvals' shares
+	Machines    [][]byte `json:"machines,omitempty"` // likewise of the notaries' side
 	Object      string   `json:"object"`
 	Request     string   `json:"request"`
 	Warrant     string   `json:"warrant"`

@@ -21,26 +21,17 @@ func (r *Release) Unlock(ctx context.Context, key hsm.Decrypter) (*lockbox.Unloc
 	if want := r.Request.Export.RecipientKey.Fingerprint(); Digest(id.Recipient().ID()) != want {
 		return nil, fmt.Errorf("release: released to key %s, the key at hand is %s", want, Digest(id.Recipient().ID()))
 	}
-	box, err := commitments(r.Object)
-	if err != nil {
-		return nil, err
-	}
-	if r.sharing != nil {
-		if box, err = box.Redealt(lockbox.People, r.sharing); err != nil {
-			return nil, err
-		}
-	}
-	people, err := openSide(ctx, id, box.People, r.people)
+	people, err := openSide(ctx, id, r.box.People, r.people)
 	defer wipe(people)
 	if err != nil {
 		return nil, fmt.Errorf("release: people's shares: %w", err)
 	}
-	machines, err := openSide(ctx, id, box.Machines, r.machines)
+	machines, err := openSide(ctx, id, r.box.Machines, r.machines)
 	defer wipe(machines)
 	if err != nil {
 		return nil, fmt.Errorf("release: notaries' shares: %w", err)
 	}
-	return lockbox.Unlock(r.ObjectID, box, people, machines)
+	return lockbox.Unlock(r.ObjectID, r.box, people, machines)
 }
 
 func openSide(ctx context.Context, id *lockbox.Identity, sharing lockbox.Sharing, sealed []sealedShare) (good []*lockbox.Share, err error) {

@@ -30,7 +30,7 @@ type Release struct {
 	Approvers []string            // names of those whose approvals the bundle holds
 	Log       proof.Checkpoint    // final; the warrant is below it
 	Witnesses []proof.Cosignature // who made it final
-	sharing   lockbox.Sharing     // of the people's side, if dealt anew
+	box       lockbox.Commitments // with the sides that were dealt anew as they are now
 	people    []sealedShare
 	machines  []sealedShare
 }
@@ -195,22 +195,28 @@ func (v *verifier) object() error {
 	return nil
 }
 
-// sharing takes the commitments of a later epoch. Nobody has to vouch for them:
-// they commit to the secret of the object's own, so what opens under them is it.
+// sharing takes the commitments of later epochs. Nobody has to vouch for them:
+// they commit to the secrets of the object's own, so what opens under them is it.
 func (v *verifier) sharing() error {
-	if len(v.Sharing) == 0 {
+	var err error
+	if v.r.box, err = commitments(v.r.Object); err != nil {
+		return err
+	}
+	if err = v.redealt(lockbox.People, v.Sharing); err != nil {
+		return err
+	}
+	return v.redealt(lockbox.Machines, v.Machines)
+}
+
+func (v *verifier) redealt(side lockbox.Side, later [][]byte) error {
+	if len(later) == 0 {
 		return nil
 	}
-	var err error
-	if v.r.sharing, err = lockbox.ParseSharing(len(v.Sharing), v.Sharing); err != nil {
-		return err
+	s, err := lockbox.ParseSharing(len(later), later)
+	if err == nil {
+		v.r.box, err = v.r.box.Redealt(side, s)
 	}
-	sealed := v.r.Object.Lockbox.People
-	old, err := lockbox.ParseSharing(sealed.Threshold, sealed.Commitments)
-	if err != nil {
-		return err
-	}
-	return v.r.sharing.Continues(old)
+	return err
 }
 
 func (v *verifier) request() error {
@@ -441,17 +447,19 @@ func (v *verifier) approvals() error {
 			return fmt.Errorf("approval %s, which the warrant counts, is not in the bundle", d)
 		}
 	}
-	for _, s := range v.r.people {
-		if e := s.where.Epoch; e != v.r.people[0].where.Epoch || (e > 1) != (v.r.sharing != nil) {
-			return fmt.Errorf("a share of epoch %d among shares of epoch %d, with later commitments given: %v", e, v.r.people[0].where.Epoch, v.r.sharing != nil)
+	return enough("people's", v.r.people, v.r.box.People, len(v.Sharing) > 0)
+}
+
+// enough wants as many shares as open a side, all of one epoch: the first, or
+// the one whose commitments are given.
+func enough(whose string, shares []sealedShare, sharing lockbox.Sharing, later bool) error {
+	if n, t := len(shares), sharing.Threshold(); n < t {
+		return fmt.Errorf("%d %s shares, it takes %d", n, whose, t)
+	}
+	for _, s := range shares {
+		if e := s.where.Epoch; e != shares[0].where.Epoch || (e > 1) != later {
+			return fmt.Errorf("a share of epoch %d among shares of epoch %d, with later commitments given: %v", e, shares[0].where.Epoch, later)
 		}
-	}
-	t := v.r.Object.Lockbox.People.Threshold
-	if v.r.sharing != nil {
-		t = v.r.sharing.Threshold()
-	}
-	if len(v.r.people) < t {
-		return fmt.Errorf("%d people's shares, it takes %d", len(v.r.people), t)
 	}
 	return nil
 }
@@ -480,10 +488,7 @@ func (v *verifier) releases() error {
 		}
 		v.r.machines = append(v.r.machines, share)
 	}
-	if q := v.r.Object.Lockbox.Machines.Threshold; len(seen) < q {
-		return fmt.Errorf("%d notaries' shares, it takes %d", len(seen), q)
-	}
-	return nil
+	return enough("notaries'", v.r.machines, v.r.box.Machines, len(v.Machines) > 0)
 }
 
 // holder finds the notary in a term in which it had the share's index. What
