@@ -226,7 +226,9 @@ func samples() map[string]signoff.Document {
 		"redealing": &signoff.Redealing{Charter: cluster, Person: digest("bob"), Roster: 40, Objects: []Digest{digest("one"), digest("two")}, Blob: digest("blob")},
 		"custody": &signoff.Custody{Charter: cluster, Person: digest("frank"), Blob: digest("blob"), Shares: []signoff.Held{
 			{Object: digest("one"), Epoch: 2, Sharing: digest("sharing")}, {Object: digest("two"), Epoch: 2, Sharing: digest("other"), Wrong: 3}}},
-		"charter": charter(), "acceptance": &signoff.Acceptance{Charter: cluster, Person: digest("alice")},
+		"redealing-notary": &signoff.Redealing{Charter: cluster, Notary: digest("n1"), Roster: 40, Warrant: digest("warrant"), Objects: []Digest{digest("one"), digest("two")}, Blob: digest("blob")},
+		"custody-notary":   &signoff.Custody{Charter: cluster, Notary: digest("n5"), Blob: digest("blob"), Shares: []signoff.Held{{Object: digest("one"), Epoch: 2, Sharing: digest("sharing")}}},
+		"charter":          charter(), "acceptance": &signoff.Acceptance{Charter: cluster, Person: digest("alice")},
 		"dkg-commitment": commitment(), "dkg-dealing": dealing(), "dkg-transcript": transcript(), "dkg-answer": answer(),
 		"object": object(), "object-snapshot": snapshot(), "deals": deals(), "approval": approval(), "warrant": warrant(), "activation": activation(), "tick": tick(), "epoch": epoch(),
 		"claim": claim(), "release": release(), "receipt": receipt(), "halt": halt(), "recovery": recovery(), "position": position(),

@@ -10,12 +10,15 @@ import (
 // sub-shares as there are tokens of people, is one that can be put.
 const MaxRedealt = 64
 
-// A Redealing is one person's share of each of some objects, dealt on to the
-// people of a roster. Dealing is under the sign-off that made the roster.
+// A Redealing is one holder's share of each of some objects, dealt on: a
+// person's to the people of a roster, a notary's to the council of a term.
+// Dealing is under the sign-off that made the roster or the council.
 type Redealing struct {
 	Charter Digest   `json:"charter"`
-	Person  Digest   `json:"person"`
-	Roster  uint64   `json:"roster"` // entry that made the roster dealt to; 0: the charter's
+	Person  Digest   `json:"person,omitzero"`
+	Notary  Digest   `json:"notary,omitzero"`  // instead of a person
+	Roster  uint64   `json:"roster"`           // entry that made the roster dealt to, 0: the charter's; of a notary, that began the term
+	Warrant Digest   `json:"warrant,omitzero"` // of a notary: that granted the change to the council dealt to
 	Objects []Digest `json:"objects"`
 	Blob    Digest   `json:"blob"` // lockbox.SubDeals of each object, in this order
 }
@@ -32,18 +35,33 @@ func (r *Redealing) subjects() []dsse.Subject {
 
 // Validate checks the form.
 func (r *Redealing) Validate() error {
-	if r.Person.IsZero() || r.Blob.IsZero() {
-		return missing("person or blob")
+	if r.Blob.IsZero() {
+		return missing("blob")
+	}
+	if err := oneHolder(r.Person, r.Notary); err != nil {
+		return err
+	}
+	if notary := !r.Notary.IsZero(); notary == r.Warrant.IsZero() || notary && r.Roster == 0 {
+		return fmt.Errorf("roster %d under warrant %q: a notary deals to a council that a warrant put into office, a person under none", r.Roster, r.Warrant)
 	}
 	return checkDigests("objects", r.Objects, MaxRedealt)
 }
 
-// A Custody is a person's word on own shares, each opened and compared with the
-// commitments: that they are right, with them sealed to the person's tokens, or
+// oneHolder wants either a person or a notary.
+func oneHolder(person, notary Digest) error {
+	if person.IsZero() == notary.IsZero() {
+		return fmt.Errorf("person %q and notary %q, want one of the two", person, notary)
+	}
+	return nil
+}
+
+// A Custody is a holder's word on own shares, each opened and compared with the
+// commitments: that they are right, with them sealed to the holder's tokens, or
 // which dealer's part is wrong.
 type Custody struct {
 	Charter Digest `json:"charter"`
-	Person  Digest `json:"person"`
+	Person  Digest `json:"person,omitzero"`
+	Notary  Digest `json:"notary,omitzero"` // instead of a person
 	Shares  []Held `json:"shares"`
 	Blob    Digest `json:"blob"` // lockbox deals of those that are right, one for each token, in this order; empty if none is
 }
@@ -72,8 +90,8 @@ func (c *Custody) subjects() []dsse.Subject {
 
 // Validate checks the form.
 func (c *Custody) Validate() error {
-	if c.Person.IsZero() {
-		return missing("person")
+	if err := oneHolder(c.Person, c.Notary); err != nil {
+		return err
 	}
 	var objects []Digest
 	right := false

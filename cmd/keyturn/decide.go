@@ -236,7 +236,7 @@ func (a *app) dealTo(ctx context.Context, o *authority.Object, index uint16, hol
 		}
 		return deal, err
 	}
-	deals, err := lockbox.ParseDealList(blob)
+	deals, err := lockbox.ParseDealList(lockbox.People, blob)
 	if err != nil {
 		return lockbox.Deal{}, err
 	}

@@ -164,18 +164,18 @@ func (r *redealing) next(todo func(*authority.State, *authority.Object) bool) (b
 }
 
 func (r *redealing) mayDeal(s *authority.State, o *authority.Object) bool {
-	return s.Displaced(o) && s.Redealing(o).Sharing == nil && o.People.Holders[r.holder] == r.me.Index && s.MayDeal(o, r.me) == nil
+	return s.Displaced(o, lockbox.People) && s.Redealing(o, lockbox.People).Sharing == nil && o.People.Holders[r.holder] == r.me.Index && s.MayDeal(o, r.me.Bearer()) == nil
 }
 
 func (r *redealing) mayAccept(s *authority.State, o *authority.Object) bool {
-	next := s.Redealing(o)
+	next := s.Redealing(o, lockbox.People)
 	_, accepted := next.Accepted[r.me.Index]
-	return s.Displaced(o) && next.Sharing != nil && !accepted
+	return s.Displaced(o, lockbox.People) && next.Sharing != nil && !accepted
 }
 
 func (r *redealing) mayKeep(s *authority.State, o *authority.Object) bool {
-	_, all := s.HoldsShare(o, r.me)
-	return !s.Displaced(o) && o.People.Epoch > 0 && !all && o.People.Holders[r.holder] == r.me.Index
+	_, all := o.People.Of(r.me.Bearer())
+	return !s.Displaced(o, lockbox.People) && o.People.Epoch > 0 && !all && o.People.Holders[r.holder] == r.me.Index
 }
 
 // put stores a blob.
@@ -196,7 +196,7 @@ func (r *redealing) boxes(objects []*authority.Object) (boxes []*lockbox.Redeal,
 	return boxes, roster, r.view(func(_ *authority.Authority, s *authority.State) error {
 		roster = s.People.Index
 		for _, o := range objects {
-			box, err := s.Lockbox(o)
+			box, err := s.Lockbox(o, lockbox.People)
 			if err != nil {
 				return err
 			}
@@ -360,13 +360,13 @@ type redealView struct {
 // viewRedeal says what a re-deal of the object waits for; nil if its shares are
 // where the people are.
 func viewRedeal(s *authority.State, o *authority.Object) *redealView {
-	if !s.Displaced(o) {
+	if !s.Displaced(o, lockbox.People) {
 		return nil
 	}
-	next := s.Redealing(o)
+	next := s.Redealing(o, lockbox.People)
 	v := &redealView{Object: o.ID, Epoch: o.People.Epoch, Dealt: len(next.Dealers), Want: o.People.Threshold(), WaitsFor: []string{}}
 	for _, m := range s.People.Members {
-		if _, ok := next.Accepted[m.Index]; !ok && m.HoldsShare() && (next.Sharing != nil || s.MayDeal(o, m) == nil) {
+		if _, ok := next.Accepted[m.Index]; !ok && m.HoldsShare() && (next.Sharing != nil || s.MayDeal(o, m.Bearer()) == nil) {
 			v.WaitsFor = append(v.WaitsFor, m.Name)
 		}
 	}

@@ -19,19 +19,27 @@ func Holders(id Digest, people *Roster, c signoff.Council) (lockbox.Params, erro
 	if p.People, err = people.Holders(); err != nil {
 		return p, err
 	}
-	p.Machines.Threshold = uint16(c.Quorum())
+	if p.Machines, err = councilHolders(c); err != nil {
+		return p, err
+	}
+	return p, p.Check()
+}
+
+// councilHolders is the machines' side of what is dealt to a council.
+func councilHolders(c signoff.Council) (lockbox.Group, error) {
+	g := lockbox.Group{Threshold: uint16(c.Quorum())}
 	for i, n := range c.Notaries {
 		pub, err := n.Exchange.ECDH()
 		if err != nil {
-			return p, fmt.Errorf("%s: %w", n.Name, err)
+			return g, fmt.Errorf("%s: %w", n.Name, err)
 		}
 		key, err := lockbox.P256Recipient(pub)
 		if err != nil {
-			return p, fmt.Errorf("%s: %w", n.Name, err)
+			return g, fmt.Errorf("%s: %w", n.Name, err)
 		}
-		p.Machines.Holders = append(p.Machines.Holders, lockbox.Holder{Index: uint16(i + 1), Key: key})
+		g.Holders = append(g.Holders, lockbox.Holder{Index: uint16(i + 1), Key: key})
 	}
-	return p, p.Check()
+	return g, g.Check()
 }
 
 // dealtToPeople is the people's side as the sealer dealt it. A sealer without a

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/lockbox"
 	"github.com/keyturn/keyturn/signoff/signofftest"
 )
 
@@ -387,8 +388,8 @@ func TestThresholdRises(t *testing.T) {
 	l.approves(r, "bob", "carol", "dave", "erin")
 	l.takes(l.warrant(r))
 	o := l.state().Objects[object]
-	if params, err := l.state().Holders(); err != nil || params.People.Threshold != 4 || o.People.Threshold() != 3 || !l.state().Displaced(o) {
-		t.Fatalf("sealed now for %d people, %v; from before for %d, to be dealt on: %v", params.People.Threshold, err, o.People.Threshold(), l.state().Displaced(o))
+	if params, err := l.state().Holders(); err != nil || params.People.Threshold != 4 || o.People.Threshold() != 3 || !l.state().Displaced(o, lockbox.People) {
+		t.Fatalf("sealed now for %d people, %v; from before for %d, to be dealt on: %v", params.People.Threshold, err, o.People.Threshold(), l.state().Displaced(o, lockbox.People))
 	}
 	l.voids(l.people("alice", signoff.PeopleChange{Threshold: 3}), "can only rise")
 	l.voids(l.people("alice", signoff.PeopleChange{Threshold: 6}), "5 people after it")
@@ -400,7 +401,7 @@ func TestThresholdRises(t *testing.T) {
 		l.takes(l.custody(who, object))
 	}
 	o = l.state().Objects[object]
-	if o.People.Epoch != 2 || o.People.Threshold() != 4 || l.state().Displaced(o) {
+	if o.People.Epoch != 2 || o.People.Threshold() != 4 || l.state().Displaced(o, lockbox.People) {
 		t.Fatalf("dealt on: epoch %d, %d shares open it", o.People.Epoch, o.People.Threshold())
 	}
 	l.share("erin", object).Wipe()

@@ -23,7 +23,7 @@ func (l *log) share(person string, object Digest) *lockbox.Share {
 	blob, own := o.People.DealsOf(m.Index)
 	var deal lockbox.Deal
 	if own {
-		list, err := lockbox.ParseDealList(l.blobs[blob])
+		list, err := lockbox.ParseDealList(lockbox.People, l.blobs[blob])
 		l.must(err)
 		deal = list[slices.IndexFunc(list, func(d lockbox.Deal) bool { return d.Object == object && d.Holder == id.Recipient().ID() })]
 	} else {
@@ -45,7 +45,7 @@ func (l *log) subDeals(person string, objects ...Digest) []*lockbox.SubDeals {
 	l.t.Helper()
 	var list []*lockbox.SubDeals
 	for _, id := range objects {
-		box, err := l.state().Lockbox(l.state().Objects[id])
+		box, err := l.state().Lockbox(l.state().Objects[id], lockbox.People)
 		l.must(err)
 		part, err := box.Deal(rand.Reader, l.share(person, id))
 		l.must(err)
@@ -72,10 +72,10 @@ func (l *log) deals(person string, objects ...Digest) *signoff.Signed {
 func (l *log) parts(object Digest) (*lockbox.Redeal, []*lockbox.SubDeals) {
 	l.t.Helper()
 	o := l.state().Objects[object]
-	box, err := l.state().Lockbox(o)
+	box, err := l.state().Lockbox(o, lockbox.People)
 	l.must(err)
 	var parts []*lockbox.SubDeals
-	for _, x := range l.state().Redealing(o).Dealers {
+	for _, x := range l.state().Redealing(o, lockbox.People).Dealers {
 		list, err := lockbox.ParseSubDealsList(l.blobs[x.Blob])
 		l.must(err)
 		parts = append(parts, list[x.Place])
@@ -97,7 +97,7 @@ func (l *log) custody(person string, objects ...Digest) *signoff.Signed {
 		l.must(err)
 		share.Wipe()
 		deals = append(deals, deal)
-		r := l.state().Redealing(l.state().Objects[object])
+		r := l.state().Redealing(l.state().Objects[object], lockbox.People)
 		c.Shares = append(c.Shares, signoff.Held{Object: object, Epoch: r.Epoch, Sharing: authority.SharingDigest(r.Sharing)})
 	}
 	blob, err := dsse.Encode(deals)
@@ -143,7 +143,7 @@ func TestSharesFollowThePeople(t *testing.T) {
 	l.takes(l.custody("frank", objects...))
 	for _, object := range objects {
 		o := l.state().Objects[object]
-		if o.People.Epoch != 2 || len(o.People.Holders) != 5 || o.Redeal != nil || l.state().Displaced(o) {
+		if o.People.Epoch != 2 || len(o.People.Holders) != 5 || o.Redeal != nil || l.state().Displaced(o, lockbox.People) {
 			t.Fatalf("after the last acceptance: %+v", o.People)
 		}
 	}
@@ -175,7 +175,7 @@ func TestAttackRedealByFewerThanThreshold(t *testing.T) {
 	l, objects := movedLog(t, "model")
 	l.takes(l.deals("alice", objects...))
 	l.takes(l.deals("bob", objects...))
-	r := l.state().Redealing(l.state().Objects[objects[0]])
+	r := l.state().Redealing(l.state().Objects[objects[0]], lockbox.People)
 	if r.Sharing != nil || len(r.Dealers) != 2 {
 		t.Fatal("two dealers of three fixed a sharing")
 	}
@@ -225,7 +225,7 @@ func TestAttackOtherSecretDealtOn(t *testing.T) {
 	l, objects := movedLog(t, "one", "two")
 	// A share of the same holder, of another object: the commitments give it away.
 	o := l.state().Objects[objects[0]]
-	box, err := l.state().Lockbox(l.state().Objects[objects[1]])
+	box, err := l.state().Lockbox(l.state().Objects[objects[1]], lockbox.People)
 	l.must(err)
 	part, err := box.Deal(rand.Reader, l.share("alice", objects[1]))
 	l.must(err)
@@ -252,7 +252,7 @@ func TestAttackWrongSubShareIsNamed(t *testing.T) {
 	if !named || fault.Dealer != 2 || fault.Fault != lockbox.Unopened {
 		t.Fatalf("a wrong sub-share: %v", err)
 	}
-	r := l.state().Redealing(l.state().Objects[object])
+	r := l.state().Redealing(l.state().Objects[object], lockbox.People)
 	accuse := func(dealer uint16) *signoff.Signed {
 		return l.signed(l.People["frank"].Signing, &signoff.Custody{Charter: l.ID, Person: l.id("frank"),
 			Shares: []signoff.Held{{Object: object, Epoch: 2, Sharing: authority.SharingDigest(r.Sharing), Wrong: dealer}}})
@@ -325,7 +325,7 @@ func TestSpareGetsTheShare(t *testing.T) {
 	object := l.sealed("model")
 	spare := l.spare("bob")
 	l.changes(l.gives("bob", spare, Digest{}), spare)
-	if o := l.state().Objects[object]; l.state().Displaced(o) {
+	if o := l.state().Objects[object]; l.state().Displaced(o, lockbox.People) {
 		t.Fatal("a spare token makes a re-deal")
 	}
 	x := l.takes(l.export("alice", object))
@@ -379,12 +379,12 @@ func TestAttackCustodyOfWhoOnlySigns(t *testing.T) {
 	l.redealt3(objects)
 	o := l.state().Objects[objects[0]]
 	forged := &signoff.Custody{Charter: l.ID, Person: signer.Doc.ID(), Blob: l.blobs.put([]byte("[]")),
-		Shares: []signoff.Held{{Object: o.ID, Epoch: 2, Sharing: authority.SharingDigest(l.state().Redealing(o).Sharing)}}}
+		Shares: []signoff.Held{{Object: o.ID, Epoch: 2, Sharing: authority.SharingDigest(l.state().Redealing(o, lockbox.People).Sharing)}}}
 	l.voids(l.signed(signer.Signing, forged), "holds no shares")
 	for _, p := range []string{"alice", "bob", "carol", "dave", "frank"} {
 		l.takes(l.custody(p, objects...))
 	}
-	if o := l.state().Objects[objects[0]]; o.People.Epoch != 2 || l.state().Displaced(o) {
+	if o := l.state().Objects[objects[0]]; o.People.Epoch != 2 || l.state().Displaced(o, lockbox.People) {
 		t.Fatal("the re-deal waits for somebody who holds no share")
 	}
 }

@@ -127,7 +127,8 @@ type Object struct {
 	Index    uint64          `json:"index"`
 	People   Holding         `json:"people"`
 	Machines Holding         `json:"machines"`
-	Redeal   *Redeal         `json:"redeal"` // the people's side on its way to another epoch, or null
+	Redeal   *Redeal         `json:"redeal"`            // the people's side on its way to another epoch, or null
+	Handover *Redeal         `json:"handover,omitzero"` // likewise the machines' side
 }
 
 // A Holding is one side's shares by the latest dealing that is complete.

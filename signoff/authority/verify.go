@@ -65,8 +65,14 @@ func (s *State) verifySigner(p prepared) error {
 		}
 		return s.byPerson(p, d.Sealer)
 	case *signoff.Redealing:
+		if !d.Notary.IsZero() {
+			return s.byHolder(p, d.Notary)
+		}
 		return s.byPerson(p, d.Person)
 	case *signoff.Custody:
+		if !d.Notary.IsZero() {
+			return s.byNotary(p, d.Notary)
+		}
 		return s.byPerson(p, d.Person)
 	case *signoff.Request:
 		return s.byPerson(p, d.Requester)

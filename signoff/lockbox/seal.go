@@ -122,16 +122,16 @@ func checkDeals(side Side, deals []Deal) error {
 	return nil
 }
 
-// ParseDealList reads deals of the people's side that a holder made for own
-// tokens, of one object or of several.
-func ParseDealList(data []byte) ([]Deal, error) {
+// ParseDealList reads deals of a side that a holder made for own tokens, of one
+// object or of several.
+func ParseDealList(side Side, data []byte) ([]Deal, error) {
 	var list []Deal
 	if err := dsse.Decode(data, &list); err != nil {
 		return nil, fmt.Errorf("lockbox: deals: %w", err)
 	}
 	for _, d := range list {
-		if n := len(d.Sealed); d.Side != People || (n != sealedSize && n != hybridSealedSize) {
-			return nil, fmt.Errorf("lockbox: deal to %s on side %.20q with %d sealed bytes, want side %s and %d or %d", d.Holder, string(d.Side), n, People, sealedSize, hybridSealedSize)
+		if n := len(d.Sealed); d.Side != side || (n != sealedSize && n != hybridSealedSize) {
+			return nil, fmt.Errorf("lockbox: deal to %s on side %.20q with %d sealed bytes, want side %s and %d or %d", d.Holder, string(d.Side), n, side, sealedSize, hybridSealedSize)
 		}
 	}
 	return list, nil

@@ -160,7 +160,7 @@ func (n *Notary) deal(ctx context.Context, held authority.Holding, where lockbox
 		}
 		return deals.Find(lockbox.Machines, where.Holder)
 	}
-	deals, err := lockbox.ParseDealList(blob)
+	deals, err := lockbox.ParseDealList(lockbox.Machines, blob)
 	if err != nil {
 		return lockbox.Deal{}, err
 	}
