@@ -257,7 +257,7 @@ func (k keygen) finish(ctx context.Context, dealers []signoff.Notary, transcript
 	}
 	// What is sealed here to the own key must open, before and after:
 	// otherwise the own token is at fault and nobody is accused.
-	if err := k.selfTest(private); err != nil {
+	if err := k.n.selfTest(private); err != nil {
 		return err
 	}
 	subshares := make([][32]byte, len(received))
@@ -274,7 +274,7 @@ func (k keygen) finish(ctx context.Context, dealers []signoff.Notary, transcript
 		subshares[i] = [32]byte(share)
 		clear(share)
 	}
-	if err := k.selfTest(private); err != nil {
+	if err := k.n.selfTest(private); err != nil {
 		return err
 	}
 	if len(doc.Accused) == 0 {
@@ -285,12 +285,13 @@ func (k keygen) finish(ctx context.Context, dealers []signoff.Notary, transcript
 	return k.n.append(ctx, doc)
 }
 
-func (k keygen) selfTest(private hpke.PrivateKey) error {
-	sealed, err := hpke.Seal(private.PublicKey(), hpke.HKDFSHA256(), hpke.ChaCha20Poly1305(), nil, k.charter[:])
+// selfTest reports whether the own key opens what is sealed to it.
+func (n *Notary) selfTest(private hpke.PrivateKey) error {
+	sealed, err := hpke.Seal(private.PublicKey(), hpke.HKDFSHA256(), hpke.ChaCha20Poly1305(), nil, n.cfg.Charter[:])
 	if err != nil {
 		return err
 	}
-	if got, err := hpke.Open(private, hpke.HKDFSHA256(), hpke.ChaCha20Poly1305(), nil, sealed); err != nil || !bytes.Equal(got, k.charter[:]) {
+	if got, err := hpke.Open(private, hpke.HKDFSHA256(), hpke.ChaCha20Poly1305(), nil, sealed); err != nil || !bytes.Equal(got, n.cfg.Charter[:]) {
 		return fmt.Errorf("notary: the exchange key does not open what is sealed to it: %w", err)
 	}
 	return nil

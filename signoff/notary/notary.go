@@ -77,6 +77,7 @@ type Notary struct {
 	handover   uint32    // term whose takeover this notary waits to append
 	handSince  time.Time // since when
 	erased     Digest    // group beside whose share nothing is left on disk
+	hand       handover
 
 	passed signoff.Seen // looked at and not this notary's to cosign; only witness touches it
 
@@ -98,7 +99,7 @@ func New(cfg Config) (*Notary, error) {
 		return nil, err
 	}
 	return &Notary{cfg: cfg, id: fp, follower: f, store: st, signing: map[Digest]*signSession{}, burned: map[Digest]bool{}, enrols: map[Digest]*enrolSession{}, offers: map[Digest]*offer{},
-		halts: map[Digest]*signoff.Signed{}}, nil
+		hand: handover{unfit: map[Digest]uint32{}}, halts: map[Digest]*signoff.Signed{}}, nil
 }
 
 // Close lets go of the notary's directory. Run does so at its end.
@@ -369,17 +370,23 @@ func (n *Notary) sign(ctx context.Context, d signoff.Document) (*signoff.Signed,
 // append signs a document and appends it. A document that others' entries
 // made void is no error: the state already says what it would have said.
 func (n *Notary) append(ctx context.Context, d signoff.Document) error {
+	_, err := n.appendAt(ctx, d)
+	return err
+}
+
+// appendAt also says at which index; 0 of a document that is void.
+func (n *Notary) appendAt(ctx context.Context, d signoff.Document) (uint64, error) {
 	s, err := n.sign(ctx, d)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	_, err = n.cfg.Client.Append(ctx, s.Line())
+	out, err := n.cfg.Client.Append(ctx, s.Line())
 	var refused *api.Error
 	if errors.As(err, &refused) && refused.Status == 422 {
 		n.cfg.Log.Debug("entry refused", "kind", d.Kind(), "why", refused.Text)
-		return nil
+		return 0, nil
 	}
-	return err
+	return out.Index, err
 }
 
 // Init makes the directory of a new notary. It is done once, at the genesis

@@ -1,0 +1,190 @@
+package signofftest_test
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/authority"
+	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/lockbox"
+	"github.com/keyturn/keyturn/signoff/signofftest"
+)
+
+// seals puts objects and their deals into the log, sealed by alice.
+func (w *world) seals(names ...string) (ids []signoff.Digest) {
+	w.t.Helper()
+	var params lockbox.Params
+	w.State(func(_ *authority.Authority, s *authority.State) {
+		var err error
+		params, err = s.Holders()
+		w.must(err)
+	})
+	sharing := func(s lockbox.Sharing) signoff.Sharing {
+		return signoff.Sharing{Threshold: s.Threshold(), Commitments: s.Bytes()}
+	}
+	alice, last := w.People["alice"].Doc.ID(), uint64(0)
+	for _, name := range names {
+		secrets, box, err := lockbox.New(rand.Reader, params)
+		w.must(err)
+		doc := w.Sign("alice", &signoff.Object{Charter: w.ID, Sealer: alice, Name: name, Manifest: sha256.Sum256([]byte(name)), Created: time.Now().Unix(),
+			Lockbox: signoff.Lockbox{Salt: box.Salt[:], People: sharing(box.People), Machines: sharing(box.Machines)},
+			Summary: signoff.Summary{Files: 1, Bytes: 1, Tensors: 1, Parameters: 1, DTypes: []string{"BF16"}}})
+		deals, err := secrets.Deal(doc.Digest(), 1)
+		w.must(err)
+		secrets.Wipe()
+		blob, err := dsse.Encode(deals)
+		w.must(err)
+		digest, err := w.Client.PutBlob(w.t.Context(), blob)
+		w.must(err)
+		_, err = w.Client.Append(w.t.Context(), doc.Line())
+		w.must(err)
+		out, err := w.Client.Append(w.t.Context(), w.Sign("alice", &signoff.Deals{Charter: w.ID, Sealer: alice, Object: doc.Digest(), Epoch: 1, Blob: digest}).Line())
+		w.must(err)
+		ids, last = append(ids, doc.Digest()), out.Index
+	}
+	w.Sync(last + 1)
+	return ids
+}
+
+func names(n int) (out []string) {
+	for i := range n {
+		out = append(out, fmt.Sprintf("model-%d", i))
+	}
+	return out
+}
+
+// follows waits until the machines' shares of all objects are in an epoch.
+func (w *world) follows(epoch uint32, objects ...signoff.Digest) {
+	w.t.Helper()
+	w.Wait("shares to follow the notaries", func(s *authority.State) bool {
+		for _, id := range objects {
+			if o := s.Objects[id]; o.Machines.Epoch != epoch || s.Displaced(o, lockbox.Machines) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// exports asks for an object to go to alice, with all approvals, and returns
+// the warrant.
+func (w *world) exports(object signoff.Digest) (warrant signoff.Digest) {
+	w.t.Helper()
+	w.Tick()
+	req := w.Request("dave", signoff.ActionExport, func(r *signoff.Request) {
+		r.Export = &signoff.Export{Object: object, Recipient: "an evaluator", RecipientKey: w.People["alice"].Doc.Exchange, Destination: "disk 7"}
+	})
+	w.append(req)
+	for _, p := range []string{"bob", "carol", "erin"} {
+		a := *w.Decide(p, req.Digest(), signoff.Approve).Doc.(*signoff.Approval)
+		w.State(func(_ *authority.Authority, s *authority.State) {
+			m, _ := s.Person(a.Person)
+			a.Shares = []signoff.Share{{Object: object, Epoch: s.Objects[object].People.Epoch, Index: m.Index,
+				Recipient: w.People["alice"].Doc.Exchange.Fingerprint(), Sealed: []byte("the machines' side is looked at here")}}
+		})
+		w.append(w.Sign(p, &a))
+	}
+	w.Wait("the warrant", func(s *authority.State) bool { return !s.Requests[req.Digest()].Warrant.IsZero() })
+	w.State(func(_ *authority.Authority, s *authority.State) { warrant = s.Requests[req.Digest()].Warrant })
+	return warrant
+}
+
+// opens waits for releases of an epoch by a quorum, and opens each of them.
+func (w *world) opens(warrant, object signoff.Digest, epoch uint32) (by []signoff.Digest) {
+	w.t.Helper()
+	w.Wait("releases", func(s *authority.State) bool {
+		n := 0
+		for _, r := range s.Releases[warrant] {
+			if r.Share.Epoch == epoch {
+				n++
+			}
+		}
+		return n >= s.Council().Quorum()
+	})
+	id, err := lockbox.TokenIdentity(w.People["alice"].Exchange)
+	w.must(err)
+	w.State(func(_ *authority.Authority, s *authority.State) {
+		sharing, err := s.Objects[object].Machines.Sharing(epoch)
+		w.must(err)
+		for _, r := range s.Releases[warrant] {
+			if r.Share.Epoch != epoch {
+				continue
+			}
+			y, ok := s.AnyNotary(r.Notary)
+			if !ok {
+				w.t.Fatalf("released by %s, who is nobody", r.Notary)
+			}
+			where := lockbox.Context{Charter: w.ID, Object: object, Side: lockbox.Machines, Epoch: epoch, Index: r.Share.Index, Holder: y.Exchange.Fingerprint()}
+			share, err := lockbox.OpenRelease(w.t.Context(), id, lockbox.ReleaseContext{Context: where, Request: s.Warrants[warrant].Doc.Request, Recipient: id.Recipient().ID()}, sharing, r.Share.Sealed)
+			w.must(err)
+			share.Wipe()
+			by = append(by, r.Notary)
+		}
+	})
+	return by
+}
+
+// Two of four notaries change. Those who left help to move what was sealed before
+// to those who came, without being asked, and are needed for nothing from then
+// on: they are stopped, and exports of old objects go on.
+func TestSharesFollowTheNotaries(t *testing.T) {
+	w := start(t)
+	objects := w.seals(names(signoff.MaxRedealt + 6)...)
+	before := w.exports(objects[0])
+	w.opens(before, objects[0], 1)
+	for _, name := range []string{"n5", "n6"} {
+		w.Notaries = append(w.Notaries, w.Newcomer(name))
+	}
+	w.start(5, 6)
+	w.changeNotaries(1, w.Notaries[0], w.Notaries[1], w.Notaries[4], w.Notaries[5])
+	w.inOffice(2)
+	w.follows(2, objects...)
+	w.stop(3, 4)
+	w.opens(before, objects[0], 2) // released before, and not used: it opens with the new shares
+	w.stop(2)                      // so that both newcomers are needed
+	last := objects[len(objects)-1]
+	by := w.opens(w.exports(last), last, 2)
+	if len(by) != 3 {
+		t.Errorf("released by %d notaries", len(by))
+	}
+}
+
+// A dealer and a newcomer are killed while thousands of shares, here as many as
+// go into two documents, are on their way: what is in the log is not done twice,
+// and what is not there is done.
+func TestDeadNotaryWhileSharesMove(t *testing.T) {
+	for _, who := range []string{"dealer", "newcomer"} {
+		t.Run(who, func(t *testing.T) {
+			t.Parallel()
+			w := &world{signofftest.Keys(t, nil), t}
+			r := &reaper{dead: make(chan string), seen: map[string]int{}, victim: &signofftest.Notary{Name: "nobody yet", Doc: w.NewNotary("nobody").Doc}}
+			w.Host.Meddle = r.meddle
+			w.Found()
+			w.start(1, 2, 3, 4)
+			w.Wait("a group key", func(s *authority.State) bool { return s.Group != nil })
+			objects := w.seals(names(signoff.MaxRedealt + 6)...)
+			n5 := w.Newcomer("n5")
+			w.Notaries = append(w.Notaries, n5)
+			w.start(5)
+			w.stop(4) // so that every one of the others is needed
+			w.changeNotaries(1, w.Notaries[0], w.Notaries[1], w.Notaries[2], n5)
+			victim, steps := n5, []string{string(signoff.KindCustody)}
+			if who == "dealer" {
+				victim, steps = w.Notaries[1], append(steps, string(signoff.KindRedealing))
+			}
+			r.mu.Lock()
+			r.victim = victim
+			r.mu.Unlock()
+			stop := w.deaths(victim, r)
+			w.inOffice(2)
+			w.follows(2, objects...)
+			w.stop(3) // so that the victim is needed
+			w.opens(w.exports(objects[0]), objects[0], 2)
+			w.diedAt(stop(), steps...)
+		})
+	}
+}
