@@ -13,6 +13,7 @@ import (
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/lockbox"
 )
 
 type writer = io.Writer
@@ -221,6 +222,7 @@ func viewStatus(auth *authority.Authority, s *authority.State, now time.Time) st
 		v.Waits = append(v.Waits, fmt.Sprintf("%d founders have still to accept the charter (keyturn accept)", n))
 	}
 	v.Waits = append(v.Waits, sharesWait(s)...)
+	v.Waits = append(v.Waits, handoverWait(s)...)
 	for _, r := range s.Requests {
 		if r.Ended == "" {
 			for _, m := range missingFor(s, r) {
@@ -277,6 +279,20 @@ func sharesWait(s *authority.State) (waits []string) {
 		}
 	}
 	return waits
+}
+
+// handoverWait says how far the notaries' shares of objects have followed a
+// change of notaries, and for whom the first of them wait.
+func handoverWait(s *authority.State) []string {
+	if !s.InForce {
+		return nil
+	}
+	left := s.DisplacedObjects(lockbox.Machines)
+	if len(left) == 0 {
+		return nil
+	}
+	first := viewRedeal(s, left[0], lockbox.Machines)
+	return []string{fmt.Sprintf("shares of %d of %d objects are on their way to the notaries of term %d; of %s: %s", len(left), len(s.Objects), s.Term().Number, left[0].ID.Short(), first)}
 }
 
 func viewNode(s *authority.State, n *authority.Node) nodeView {

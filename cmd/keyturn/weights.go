@@ -301,6 +301,9 @@ type weightsView struct {
 	Epoch      uint32      `json:"epoch"`            // of the people's shares, here or, if the log was asked, there; 0 if there are none
 	HeldBy     []string    `json:"heldBy,omitempty"` // people who hold shares; empty if the log was not asked
 	Redeal     *redealView `json:"redeal"`           // what moving the shares to the people of today waits for; null if they are there
+	Term       uint32      `json:"term,omitzero"`    // of the notaries in office; omitted if the log was not asked
+	Notaries   uint32      `json:"notaries"`         // epoch of the notaries' shares, as of the people's
+	Handover   *redealView `json:"handover"`         // what moving them to the notaries in office waits for; null if they are there
 	Registered *bool       `json:"registered"`       // what the log says; null if it was not asked
 	Quantum    bool        `json:"postQuantum"`
 	Path       string      `json:"path"`
@@ -361,6 +364,13 @@ func (v weightsView) text(w io.Writer) {
 	}
 	if len(v.HeldBy) > 0 {
 		rows = append(rows, []string{"held by", strings.Join(v.HeldBy, ", ")})
+	}
+	if v.Term > 0 {
+		held := fmt.Sprintf("epoch %d, with the notaries of term %d", v.Notaries, v.Term)
+		if v.Handover != nil {
+			held = fmt.Sprintf("epoch %d; on their way to the notaries of term %d: %s", v.Notaries, v.Term, v.Handover)
+		}
+		rows = append(rows, []string{"notaries' shares", held})
 	}
 	ui.Table(w, rows)
 }

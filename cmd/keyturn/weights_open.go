@@ -12,6 +12,7 @@ import (
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/lockbox"
 	"github.com/keyturn/keyturn/signoff/weights"
 	"github.com/keyturn/keyturn/signoff/weights/release"
 	"github.com/keyturn/keyturn/signoff/weights/stream"
@@ -58,7 +59,7 @@ func (a *app) info(ctx context.Context, d *sealedDir, log bool) error {
 	if _, _, err := d.deals(); err != nil {
 		return err
 	}
-	view.Epoch = firstEpoch
+	view.Epoch, view.Notaries = firstEpoch, firstEpoch
 	if log {
 		if err := a.held(&view); err != nil {
 			return err
@@ -75,7 +76,9 @@ func (a *app) held(v *weightsView) error {
 		if v.Registered = &ok; !ok {
 			return nil
 		}
-		v.Epoch, v.Redeal = o.People.Epoch, viewRedeal(s, o)
+		v.Epoch, v.Redeal = o.People.Epoch, viewRedeal(s, o, lockbox.People)
+		v.Notaries, v.Handover, v.Term = o.Machines.Epoch, viewRedeal(s, o, lockbox.Machines), s.Term().Number
+		v.Machines = sideView{o.Machines.Threshold(), len(o.Machines.Holders)}
 		indices := slices.Compact(slices.Sorted(maps.Values(o.People.Holders)))
 		v.People = sideView{o.People.Threshold(), len(indices)}
 		for _, i := range indices {

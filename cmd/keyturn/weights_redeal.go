@@ -348,7 +348,7 @@ func (c *custody) finish(ctx context.Context) (_ signoff.Document, err error) {
 	return c.doc, err
 }
 
-// A redealView is where the people's side of an object stands.
+// A redealView is where a side of an object stands.
 type redealView struct {
 	Object   dsse.Digest `json:"object"`
 	Epoch    uint32      `json:"epoch"` // in force
@@ -357,18 +357,16 @@ type redealView struct {
 	WaitsFor []string    `json:"waitsFor"`
 }
 
-// viewRedeal says what a re-deal of the object waits for; nil if its shares are
-// where the people are.
-func viewRedeal(s *authority.State, o *authority.Object) *redealView {
-	if !s.Displaced(o, lockbox.People) {
+// viewRedeal says what a re-deal of a side of the object waits for; nil if its
+// shares are where they are to be.
+func viewRedeal(s *authority.State, o *authority.Object, side lockbox.Side) *redealView {
+	if !s.Displaced(o, side) {
 		return nil
 	}
-	next := s.Redealing(o, lockbox.People)
-	v := &redealView{Object: o.ID, Epoch: o.People.Epoch, Dealt: len(next.Dealers), Want: o.People.Threshold(), WaitsFor: []string{}}
-	for _, m := range s.People.Members {
-		if _, ok := next.Accepted[m.Index]; !ok && m.HoldsShare() && (next.Sharing != nil || s.MayDeal(o, m.Bearer()) == nil) {
-			v.WaitsFor = append(v.WaitsFor, m.Name)
-		}
+	held := o.Holding(side)
+	v := &redealView{Object: o.ID, Epoch: held.Epoch, Dealt: len(s.Redealing(o, side).Dealers), Want: held.Threshold(), WaitsFor: []string{}}
+	for _, b := range s.WaitsFor(o, side) {
+		v.WaitsFor = append(v.WaitsFor, b.Name)
 	}
 	return v
 }
@@ -390,7 +388,7 @@ func (r *redealing) answer() error {
 	}{r.tally.dealt, r.tally.accepted, r.tally.kept, append([]string{}, r.wrong...), []*redealView{}}
 	if err := r.view(func(_ *authority.Authority, s *authority.State) error {
 		for id, o := range s.Objects {
-			if w := viewRedeal(s, o); w != nil && (r.objects == nil || r.objects[id]) {
+			if w := viewRedeal(s, o, lockbox.People); w != nil && (r.objects == nil || r.objects[id]) {
 				v.Waiting = append(v.Waiting, w)
 			}
 		}

@@ -143,7 +143,7 @@ func (s *sealing) make(ctx context.Context, doing string, seal func(weights.Opti
 	if err != nil {
 		return err
 	}
-	view.Epoch = firstEpoch
+	view.Epoch, view.Notaries = firstEpoch, firstEpoch
 	registered := !s.offline
 	view.Registered = &registered
 	return s.Answer(view, func(w writer) { fmt.Fprintln(w, view.Object) })

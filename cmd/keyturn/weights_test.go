@@ -15,6 +15,7 @@ import (
 
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
 	"github.com/keyturn/keyturn/signoff/signofftest"
 )
@@ -378,5 +379,36 @@ func TestExportStopsForHaltAndMissingNotaries(t *testing.T) {
 	}
 	if _, err := os.Lstat(d.path("exported")); err == nil {
 		t.Fatal("something was exported")
+	}
+}
+
+// What was sealed before the notaries changed is exported after it, with the one
+// that left gone and the one that came needed; those who stay changed places.
+func TestExportAfterTheNotariesChanged(t *testing.T) {
+	d := newDesk(t)
+	v := d.seal("erin", "model")
+	n5 := d.Newcomer("n5")
+	d.writeJSON("n5.json", n5.Doc)
+	d.StartNotary(n5)
+	id := strings.TrimSpace(d.does("alice", "", "request", "notaries", "--purpose", "n2 moves on", "--add", d.path("n5.json"), "--remove", "n2"))
+	d.approve(id, "bob", "carol", "dave")
+	d.does("alice", "", "warrant", "get", id, "--out", d.path("warrant.json"))
+	d.Wait("shares to follow", func(s *authority.State) bool { return s.Objects[v.Object].Machines.Epoch == 2 })
+	d.Notaries[1].Stop()
+	d.Notaries[3].Stop()
+
+	var info weightsView
+	d.answer(&info, "carol", "weights", "info", d.path("model.sealed"), "--log")
+	if info.Term != 2 || info.Notaries != 2 || info.Handover != nil || info.Machines != (sideView{3, 4}) || info.Epoch != 1 {
+		t.Fatalf("info says %+v", info)
+	}
+	uri, public := d.recipient("partner")
+	id = d.askExport(v.Object, public)
+	d.approve(id, "bob", "carol", "dave")
+	d.does("alice", "", "warrant", "get", id, "--out", d.path("warrant-2.json"))
+	d.does("alice", "", "weights", "export", id, "--sealed", d.path("model.sealed"), "--out", d.path("exported"))
+	d.receive(t, uri)
+	if out := d.does("alice", "", "status"); strings.Contains(out, "on their way") {
+		t.Errorf("shares have moved, and the status says\n%s", out)
 	}
 }

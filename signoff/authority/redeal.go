@@ -304,6 +304,32 @@ func (s *State) MayDeal(o *Object, b Bearer) error {
 	return nil
 }
 
+// WaitsFor are those for whom the re-deal of a side of the object waits: holders
+// who may deal, or, once enough have, those who have not accepted.
+func (s *State) WaitsFor(o *Object, side lockbox.Side) (out []Bearer) {
+	r := s.Redealing(o, side)
+	if r.Sharing == nil {
+		return slices.DeleteFunc(s.everyBearer(side), func(b Bearer) bool { return s.MayDeal(o, b) != nil })
+	}
+	return slices.DeleteFunc(s.Bearers(side), func(b Bearer) bool { _, ok := r.Accepted[b.Index]; return ok })
+}
+
+// everyBearer has the notaries that left office as well: they still deal.
+func (s *State) everyBearer(side lockbox.Side) []Bearer {
+	out := s.Bearers(side)
+	if side == lockbox.People {
+		return out
+	}
+	for _, t := range slices.Backward(s.Terms) {
+		for _, y := range t.Council.Notaries {
+			if b, _ := s.NotaryBearer(y.ID()); !slices.ContainsFunc(out, func(x Bearer) bool { return x.Name == b.Name }) {
+				out = append(out, b)
+			}
+		}
+	}
+	return out
+}
+
 // subDeals reads blobs of sub-deals, each once.
 type subDeals struct {
 	d    decision
