@@ -281,7 +281,7 @@ func line(payload []byte) []byte {
 var update = flag.Bool("update", false, "record the golden documents anew")
 
 // TestGolden holds every kind of document to the bytes recorded on 2026-11-24,
-// or 2026-11-26 for dkg-answer and keys in authenticators.
+// or 2026-11-26 for dkg-answer, keys in authenticators and notaries' words on shares.
 // They are what people and notaries sign: if this test fails, old documents no
 // longer read and old signatures no longer verify.
 func TestGolden(t *testing.T) {
