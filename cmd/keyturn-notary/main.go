@@ -119,7 +119,8 @@ func (o *options) openKeys(ctx context.Context) (*notary.Config, func(), error) 
 		return nil, nil, err
 	}
 	ring := keys.New(pin)
-	cfg := &notary.Config{Charter: id, Dir: c.Dir, Log: keys.Logger("keyturn-notary").With("notary", c.Name)}
+	cfg := &notary.Config{Charter: id, Dir: c.Dir, Log: keys.Logger("keyturn-notary").With("notary", c.Name),
+		Forget: func(ctx context.Context) error { return ring.Destroy(ctx, c.Exchange) }}
 	err = pinned(ctx, ring, c, me, cfg)
 	if err == nil {
 		cfg.Fuse, err = fuse(ring, c.Fuse, charter.Development)

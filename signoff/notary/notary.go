@@ -49,6 +49,10 @@ type Config struct {
 	Sealer   hsm.Sealer    // keeps the group key share
 	Fuse     *Fuse         // nil: none, and the directory was made with none
 	Log      *slog.Logger
+
+	// Forget destroys the exchange key for good, once this notary has left
+	// office and holds no share of anything; nil leaves it to the operator.
+	Forget func(context.Context) error
 }
 
 // A Notary is a running notary. One goroutine does duties, one witnesses.
@@ -78,6 +82,7 @@ type Notary struct {
 	handSince  time.Time // since when
 	erased     Digest    // group beside whose share nothing is left on disk
 	hand       handover
+	forgot     bool // the exchange key is destroyed, or cannot be
 
 	passed signoff.Seen // looked at and not this notary's to cosign; only witness touches it
 

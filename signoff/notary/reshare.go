@@ -93,3 +93,28 @@ func (n *Notary) planErase(l look) (func(context.Context) error, error) {
 		return err
 	}, nil
 }
+
+// planForget destroys the exchange key of a notary that left office, once no
+// object's share is with it: with q such keys the shares that were dealt to them,
+// which stay recorded, would still open their half of everything. All that it
+// goes by is final, so no share can come back.
+func (n *Notary) planForget(l look) (func(context.Context) error, error) {
+	me, was := l.state.NotaryBearer(n.id)
+	if !was || l.index > 0 || n.forgot || n.cfg.Forget == nil || l.final < l.auth.Size() {
+		return nil, nil
+	}
+	for _, o := range l.state.Objects {
+		if index, _ := o.Machines.Of(me); index > 0 {
+			return nil, nil
+		}
+	}
+	return func(ctx context.Context) error {
+		n.forgot = true
+		if err := n.cfg.Forget(ctx); err != nil {
+			n.cfg.Log.Warn("left office and holds no share; its exchange key could not be destroyed: destroy it by hand", "err", err)
+			return nil
+		}
+		n.cfg.Log.Warn("left office and holds no share: its exchange key is destroyed; stop this notary and destroy its other keys")
+		return nil
+	}, nil
+}

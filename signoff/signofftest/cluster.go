@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -172,6 +173,16 @@ func Keys(t testing.TB, edit func(*signoff.Charter), more ...string) *Cluster {
 }
 
 func (c *Cluster) uri(name string) string { return "file:" + filepath.Join(c.Dir, name+".pem") }
+
+func (c *Cluster) exchangeFile(n *Notary) string {
+	return strings.TrimPrefix(c.uri(n.Name+"-x"), "file:")
+}
+
+// HasExchangeKey reports whether the notary's exchange key is still on its disk.
+func (c *Cluster) HasExchangeKey(n *Notary) bool {
+	_, err := os.Stat(c.exchangeFile(n))
+	return err == nil
+}
 
 func (c *Cluster) key(name string, kind hsm.Kind) hsm.Key {
 	c.T.Helper()
@@ -340,7 +351,8 @@ func (c *Cluster) OpenNotary(n *Notary) *notary.Notary {
 
 func (c *Cluster) config(n *Notary) notary.Config {
 	return notary.Config{Charter: c.ID, Dir: n.Dir, Client: n.Wire.Client, Signing: n.Signing, Exchange: n.Exchange,
-		Witness: n.Witness, Sealer: n.Sealer, Fuse: n.Fuse, Log: c.Log.With("notary", n.Name)}
+		Witness: n.Witness, Sealer: n.Sealer, Fuse: n.Fuse, Log: c.Log.With("notary", n.Name),
+		Forget: func(context.Context) error { return os.Remove(c.exchangeFile(n)) }}
 }
 
 // TryNotary opens a notary's directory and closes it again.

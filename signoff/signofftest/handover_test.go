@@ -25,7 +25,7 @@ func boundary(t *testing.T) (w *world, a, b *signofftest.Host) {
 	t.Helper()
 	t.Parallel()
 	w = &world{signofftest.Keys(t, nil), t}
-	w.Host.Meddle = withoutTakeover
+	w.Host.Meddle = without(signoff.KindTakeover)
 	w.Found()
 	w.start(1, 2, 3, 4)
 	w.Wait("a group key", func(s *authority.State) bool { return s.Group != nil })
@@ -36,21 +36,25 @@ func boundary(t *testing.T) (w *world, a, b *signofftest.Host) {
 	w.Wait("all acceptances", func(s *authority.State) bool { _, ok := s.Incoming(); return ok })
 	w.StopCoordinator()
 	a, b = w.Host.Copy("branch-a"), w.Host.Copy("branch-b")
-	b.Meddle = withoutTakeover
+	b.Meddle = without(signoff.KindTakeover)
 	a.Start()
 	b.Start()
 	return w, a, b
 }
 
-// withoutTakeover is a coordinator that hears no takeover.
-func withoutTakeover(next http.Handler) http.Handler {
+// without is a coordinator that hears no document of a kind.
+func without(kind signoff.Kind) func(http.Handler) http.Handler {
+	return func(next http.Handler) http.Handler { return deaf(kind, next) }
+}
+
+func deaf(kind signoff.Kind, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
 		if req.Method == http.MethodPost {
 			body, err := io.ReadAll(req.Body)
 			if err != nil {
 				panic(http.ErrAbortHandler)
 			}
-			if doc, err := signoff.ReadLine(body); err == nil && doc.Doc.Kind() == signoff.KindTakeover {
+			if doc, err := signoff.ReadLine(body); err == nil && doc.Doc.Kind() == kind {
 				panic(http.ErrAbortHandler)
 			}
 			req.Body = io.NopCloser(bytes.NewReader(body))

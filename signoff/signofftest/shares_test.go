@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -143,6 +144,12 @@ func TestSharesFollowTheNotaries(t *testing.T) {
 	w.changeNotaries(1, w.Notaries[0], w.Notaries[1], w.Notaries[4], w.Notaries[5])
 	w.inOffice(2)
 	w.follows(2, objects...)
+	w.eventually("who left has destroyed its exchange key", func() bool { return !w.HasExchangeKey(w.Notaries[2]) && !w.HasExchangeKey(w.Notaries[3]) })
+	for _, i := range []int{0, 1, 4, 5} {
+		if n := w.Notaries[i]; !w.HasExchangeKey(n) {
+			t.Errorf("%s, who is in office, destroyed its exchange key", n.Name)
+		}
+	}
 	w.stop(3, 4)
 	w.opens(before, objects[0], 2) // released before, and not used: it opens with the new shares
 	w.stop(2)                      // so that both newcomers are needed
@@ -150,6 +157,32 @@ func TestSharesFollowTheNotaries(t *testing.T) {
 	by := w.opens(w.exports(last), last, 2)
 	if len(by) != 3 {
 		t.Errorf("released by %d notaries", len(by))
+	}
+}
+
+// Until the shares have moved, those that were dealt first open the object, and
+// one that left keeps its key and releases its share.
+func TestFormerNotaryServesUntilSharesMoved(t *testing.T) {
+	t.Parallel()
+	w := &world{signofftest.Keys(t, nil), t}
+	w.Host.Meddle = without(signoff.KindCustody)
+	w.Found()
+	w.start(1, 2, 3, 4)
+	w.Wait("a group key", func(s *authority.State) bool { return s.Group != nil })
+	object := w.seals("model")[0]
+	w.Notaries = append(w.Notaries, w.Newcomer("n5"))
+	w.start(5)
+	w.changeNotaries(1, w.Notaries[0], w.Notaries[1], w.Notaries[2], w.Notaries[4])
+	w.inOffice(2)
+	w.Wait("dealers", func(s *authority.State) bool { return s.Redealing(s.Objects[object], lockbox.Machines).Sharing != nil })
+	w.stop(3) // so that the one that left is needed
+	by := w.opens(w.exports(object), object, 1)
+	left := w.Notaries[3]
+	if len(by) != 3 || !slices.Contains(by, left.Doc.ID()) {
+		t.Errorf("released by %v", by)
+	}
+	if !w.HasExchangeKey(left) {
+		t.Error("it destroyed the key of a share that is in force")
 	}
 }
 
