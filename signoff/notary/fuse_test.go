@@ -557,3 +557,43 @@ func TestFaultTPMGone(t *testing.T) {
 		t.Errorf("cosigned without a TPM: %v", err)
 	}
 }
+
+// A disk that fills between the counter's move and the file's ends the notary,
+// which starts again once there is room.
+func TestFaultDiskFullWhileFuseBurns(t *testing.T) {
+	cfg := lone(t, openTPM(t, swtpm.New(t).Path))
+	put := backup(t, cfg.Dir)
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
+		t.Skip("mounting a small tmpfs needs root: " + err.Error())
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	cfg.Dir = filepath.Join(dir, "notary")
+	put(cfg.Dir)
+	filler := filepath.Join(dir, "filler")
+	n, err := notary.New(cfg)
+	check(t, err)
+	n.OnStep(func(done, _ string, _ []byte) {
+		if done != "counted" {
+			return
+		}
+		if err := os.WriteFile(filler, make([]byte, 1<<20), 0o600); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("the disk did not fill: %v", err)
+		}
+	})
+	if err := n.Arm(t.Context()); !errors.Is(err, notary.ErrFuse) || !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("on a full disk: %v", err)
+	}
+	if err := n.Hold(t.Context()); err == nil {
+		t.Error("it would sign")
+	}
+	check(t, n.Close())
+	check(t, os.Remove(filler))
+	check(t, armed(t, cfg).Close())
+	put(cfg.Dir)
+	refused(t, "a backup from before", cfg, "a copy of an older state")
+}
