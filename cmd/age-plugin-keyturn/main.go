@@ -33,6 +33,7 @@ func main() {
 		fmt.Fprintf(os.Stderr, "age-plugin-keyturn: %v\n", err)
 		os.Exit(1)
 	}
+	_ = secret.LockProcess() // where it may
 	os.Exit(run())
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
@@ -197,6 +198,9 @@ func (d *decision) shares(ctx context.Context, p *plan) ([]signoff.Share, error)
 
 // openShare fetches the deals of an object and opens the one dealt to key.
 func (a *app) openShare(ctx context.Context, key hsm.Decrypter, o *authority.Object, index uint16) (*lockbox.Share, error) {
+	if err := a.unswapped(secret.CheckSwap()); err != nil {
+		return nil, err
+	}
 	id, err := lockbox.TokenIdentity(key)
 	if err != nil {
 		return nil, err
@@ -212,6 +216,21 @@ func (a *app) openShare(ctx context.Context, key hsm.Decrypter, o *authority.Obj
 	}
 	where := lockbox.Context{Charter: a.id, Object: o.ID, Side: lockbox.People, Epoch: o.People.Epoch, Index: index, Holder: holder}
 	return lockbox.OpenShare(ctx, id, where, sharing, deal)
+}
+
+// unswapped refuses to have a share in memory that may be written to a swap
+// device, where it would stay. Under a development charter it says so.
+func (a *app) unswapped(swap error) error {
+	if swap == nil {
+		return nil
+	}
+	return a.view(func(_ *authority.Authority, s *authority.State) error {
+		if !s.Charter.Development {
+			return fmt.Errorf("open a share: %w", swap)
+		}
+		a.Note("%v", swap)
+		return nil
+	})
 }
 
 // dealTo finds the deal of an object to a key among the sealer's, or among those

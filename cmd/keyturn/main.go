@@ -24,6 +24,7 @@ func main() {
 	if err := secret.Harden(); err != nil {
 		os.Exit(ui.New().Report("keyturn", err))
 	}
+	_ = secret.LockProcess() // where it may; before it opens a share it asks secret.CheckSwap
 	os.Exit(run(os.Args[1:]))
 }
 

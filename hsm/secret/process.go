@@ -3,6 +3,9 @@ package secret
 import (
 	"errors"
 	"fmt"
+	"os"
+	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,7 +34,39 @@ func LockProcess() error {
 	if err := unlimited(); err != nil {
 		return errors.Join(fmt.Errorf("secret: lock the process in memory: %w: %w", ErrLimit, err), unix.Munlockall())
 	}
+	locked.Store(true)
 	return nil
+}
+
+// locked: LockProcess did.
+var locked atomic.Bool
+
+// CheckSwap returns nil if nothing of this process can be swapped out: it is
+// locked by [LockProcess], or the machine has no swap. Otherwise it returns an
+// [ErrLimit] that names the swap.
+func CheckSwap() error {
+	if locked.Load() {
+		return nil
+	}
+	table, err := os.ReadFile("/proc/swaps")
+	if err != nil {
+		return fmt.Errorf("secret: does this machine swap? %w", err)
+	}
+	return swapsOf(string(table))
+}
+
+// swapsOf reads proc_swaps(5): a heading, and a line for each.
+func swapsOf(table string) error {
+	lines := strings.Split(strings.TrimSpace(table), "\n")
+	if !strings.HasPrefix(lines[0], "Filename") {
+		return fmt.Errorf("secret: /proc/swaps begins with %.40q, which is no table of swaps", lines[0])
+	}
+	if len(lines) == 1 {
+		return nil
+	}
+	name, _, _ := strings.Cut(lines[1], " ")
+	name, _, _ = strings.Cut(name, "\t")
+	return fmt.Errorf("secret: this process may be swapped out to %.80q: %w; or swapoff -a", name, ErrLimit)
 }
 
 // unlimited tries whether a mapping larger than the limit is granted while

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -31,6 +32,8 @@ var roles = map[string]func() error{
 	"buffer":  func() error { _, err := New(1); return err },
 	"process": LockProcess,
 	"harden":  Harden,
+	"swap":    CheckSwap,
+	"locked":  func() error { return errors.Join(LockProcess(), CheckSwap()) },
 	"work": func() error {
 		err := LockProcess()
 		var all sync.WaitGroup
@@ -50,9 +53,9 @@ var roles = map[string]func() error{
 
 // play runs a role under a limit in bytes on locked memory. Unless it may lock
 // at will, it has not the right to pass over the limit that root has.
-func play(t *testing.T, name, limit string, atWill bool) string {
+func play(t *testing.T, name, limit string, atWill bool, under ...string) string {
 	t.Helper()
-	run := []string{"prlimit", "--memlock=" + limit}
+	run := append(under, "prlimit", "--memlock="+limit)
 	if os.Geteuid() == 0 && !atWill {
 		run = append(run, "setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock")
 	}
@@ -75,6 +78,35 @@ func TestLimits(t *testing.T) {
 	} {
 		if got := play(t, c.role, c.limit, false); !strings.Contains(got, c.want) {
 			t.Errorf("%s under a limit of %s: %q, want %q", c.role, c.limit, got, c.want)
+		}
+	}
+}
+
+// A process that is not locked is kept from no swap device; one that is, from
+// all. The table of swaps is a file of ours, in a mount namespace.
+func TestCheckSwap(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to show the process another table of swaps")
+	}
+	const heading = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+	table := filepath.Join(t.TempDir(), "swaps")
+	for _, c := range []struct {
+		table, role, want string
+		atWill            bool
+	}{
+		{heading, "swap", "<nil>", false},
+		{heading + "/dev/sda2                               partition\t8388604\t\t0\t\t-2\n", "swap", `"/dev/sda2": ` + ErrLimit.Error(), false},
+		{heading + "/dev/zram0\tpartition\t8388604\t0\t100\n", "locked", ErrLimit.Error(), false},
+		{heading + "/dev/zram0\tpartition\t8388604\t0\t100\n", "swap", `"/dev/zram0"`, true},
+		{heading + "/dev/zram0\tpartition\t8388604\t0\t100\n", "locked", "<nil>", true},
+		{"", "swap", "no table of swaps", false},
+	} {
+		if err := os.WriteFile(table, []byte(c.table), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		under := []string{"unshare", "--mount", "sh", "-c", `mount --bind "$0" /proc/swaps && exec "$@"`, table}
+		if got := play(t, c.role, "65536:65536", c.atWill, under...); !strings.Contains(got, c.want) {
+			t.Errorf("%s beside %q: %q, want %q", c.role, c.table, got, c.want)
 		}
 	}
 }
