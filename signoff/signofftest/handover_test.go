@@ -42,25 +42,27 @@ func boundary(t *testing.T) (w *world, a, b *signofftest.Host) {
 	return w, a, b
 }
 
-// without is a coordinator that hears no document of a kind.
-func without(kind signoff.Kind) func(http.Handler) http.Handler {
-	return func(next http.Handler) http.Handler { return deaf(kind, next) }
-}
-
-func deaf(kind signoff.Kind, next http.Handler) http.Handler {
-	return http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
-		if req.Method == http.MethodPost {
-			body, err := io.ReadAll(req.Body)
-			if err != nil {
-				panic(http.ErrAbortHandler)
+// without is a coordinator that hears no document of a kind, from anybody or by
+// one notary.
+func without(kind signoff.Kind, by ...*signofftest.Notary) func(http.Handler) http.Handler {
+	unheard := func(doc *signoff.Signed) bool {
+		return doc.Doc.Kind() == kind && (len(by) == 0 || doc.Hint == by[0].Doc.ID())
+	}
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
+			if req.Method == http.MethodPost {
+				body, err := io.ReadAll(req.Body)
+				if err != nil {
+					panic(http.ErrAbortHandler)
+				}
+				if doc, err := signoff.ReadLine(body); err == nil && unheard(doc) {
+					panic(http.ErrAbortHandler)
+				}
+				req.Body = io.NopCloser(bytes.NewReader(body))
 			}
-			if doc, err := signoff.ReadLine(body); err == nil && doc.Doc.Kind() == kind {
-				panic(http.ErrAbortHandler)
-			}
-			req.Body = io.NopCloser(bytes.NewReader(body))
-		}
-		next.ServeHTTP(rw, req)
-	})
+			next.ServeHTTP(rw, req)
+		})
+	}
 }
 
 // A coordinator shows some the takeover and others a log that goes on without

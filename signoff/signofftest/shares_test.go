@@ -186,6 +186,63 @@ func TestFormerNotaryServesUntilSharesMoved(t *testing.T) {
 	}
 }
 
+// A hostile dealer gives the newcomer what is another's. The newcomer says so by
+// itself, one that left deals instead, and the shares move.
+func TestAttackNotaryDealsWrongShares(t *testing.T) {
+	t.Parallel()
+	w := &world{signofftest.Keys(t, nil), t}
+	liar := w.Notaries[1]
+	w.Host.Meddle = without(signoff.KindRedealing, liar) // what its program says
+	w.Found()
+	w.start(1, 2, 3, 4)
+	w.Wait("a group key", func(s *authority.State) bool { return s.Group != nil })
+	object := w.seals("model")[0]
+	w.Notaries = append(w.Notaries, w.Newcomer("n5"))
+	w.start(5)
+	w.changeNotaries(1, w.Notaries[0], liar, w.Notaries[2], w.Notaries[4])
+	w.inOffice(2)
+	w.Host.Put(w.dealsWrong(liar, object).Line())
+	w.follows(2, object)
+	if !w.Logged("notary=n5", "part of this notary's new share is wrong", "dealer=2") {
+		t.Error("nobody named the liar")
+	}
+	w.stop(3) // so that the newcomer is needed, and the liar
+	w.opens(w.exports(object), object, 2)
+}
+
+// dealsWrong is a notary's share dealt on, with the last one's part exchanged for
+// the first one's.
+func (w *world) dealsWrong(n *signofftest.Notary, object signoff.Digest) *signoff.Signed {
+	w.t.Helper()
+	id, err := lockbox.TokenIdentity(n.Exchange)
+	w.must(err)
+	doc := &signoff.Redealing{Charter: w.ID, Notary: n.Doc.ID(), Objects: []signoff.Digest{object}}
+	w.State(func(_ *authority.Authority, s *authority.State) {
+		o := s.Objects[object]
+		blob, err := w.Client.Blob(w.t.Context(), o.Machines.Deals)
+		w.must(err)
+		deals, err := lockbox.ParseDeals(blob)
+		w.must(err)
+		deal, err := deals.Find(lockbox.Machines, id.Recipient().ID())
+		w.must(err)
+		box, err := s.Lockbox(o, lockbox.Machines)
+		w.must(err)
+		share, err := lockbox.OpenShare(w.t.Context(), id, lockbox.Context{Charter: w.ID, Object: object, Side: lockbox.Machines, Epoch: 1, Index: deal.Index, Holder: deal.Holder}, box.Old, deal)
+		w.must(err)
+		part, err := box.Deal(rand.Reader, share)
+		w.must(err)
+		part.Deals[3].Sealed = part.Deals[0].Sealed
+		text, err := dsse.Encode([]*lockbox.SubDeals{part})
+		w.must(err)
+		doc.Blob, err = w.Client.PutBlob(w.t.Context(), text)
+		w.must(err)
+		doc.Roster, doc.Warrant = s.Term().Index, s.Term().Warrant
+	})
+	signed, err := signoff.Sign(w.t.Context(), n.Signing, doc)
+	w.must(err)
+	return signed
+}
+
 // A dealer and a newcomer are killed while thousands of shares, here as many as
 // go into two documents, are on their way: what is in the log is not done twice,
 // and what is not there is done.
