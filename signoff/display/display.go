@@ -176,11 +176,13 @@ func (in Input) notaries(w *writer, n *signoff.NotaryChange) {
 	if n.Term != in.Term {
 		w.field("", "ASKED IN TERM %d, which is over", n.Term)
 	}
+	others := false
 	for _, y := range next.Notaries {
 		if in.Council.Has(y) {
 			w.field("stays", "%s of %s", y.Name, y.Organisation)
 			continue
 		}
+		others = true
 		w.field("COMES", "%s of %s", y.Name, y.Organisation)
 		w.field("", "signing %s, %s", y.Signing.Fingerprint(), class(y.Signing))
 		w.field("", "exchange %s, %s", y.Exchange.Fingerprint(), class(y.Exchange))
@@ -188,11 +190,15 @@ func (in Input) notaries(w *writer, n *signoff.NotaryChange) {
 	}
 	for _, y := range in.Council.Notaries {
 		if !next.Has(y) {
+			others = true
 			w.field("GOES", "%s of %s", y.Name, y.Organisation)
 		}
 	}
 	w.field("effect", "they alone act from then on, each with a new share of the")
 	w.field("", "same group key; shares from before sign nothing any more")
+	if others {
+		w.field("", "who holds shares of objects deals them on to those then in office")
+	}
 }
 
 func numbers(c signoff.Council) string {
