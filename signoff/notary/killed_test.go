@@ -291,8 +291,8 @@ func (g *grave) noncesOnce() {
 }
 
 // A notary's process is killed by SIGKILL at every step of key generation, of
-// signing, of a reshare in which it deals and gets a share, of the hand-over
-// and of signing after it: after each part of each write to its disk, and before
+// signing, of a reshare in which it deals and gets a share, of the hand-over, of
+// moving an object's shares and of signing after it: after each part of each write to its disk, and before
 // and after each document it posts and each size it cosigns is heard. Each step
 // kills once, so that the end is reached; no step is left out by chance.
 //
@@ -331,6 +331,7 @@ func killedAtEveryStep(t *testing.T, i int) {
 	old := c.Notaries[3]
 	signedWithout(c, old)
 
+	object := c.Seal("model")[0]
 	n5 := c.Newcomer("n5")
 	c.StartNotary(n5)
 	council := append(slices.Clone(c.Notaries[:3]), n5)
@@ -341,6 +342,7 @@ func killedAtEveryStep(t *testing.T, i int) {
 		}
 	})
 	c.Wait("the next term", func(s *authority.State) bool { return s.Term().Number == 2 })
+	c.Wait("the object's shares to follow", func(s *authority.State) bool { return s.Objects[object].Machines.Epoch == 2 })
 	signedWithout(c, n5)
 	for deadline := time.Now().Add(2 * time.Minute); len(g.sealedFiles()) != 1; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -394,6 +396,7 @@ func (g *grave) judge(c *signofftest.Cluster, key [32]byte, council []*signoffte
 		want[step+" 1, "], want[step+" 2, "] = 2, 2
 	}
 	want["signing 1, "], want["signing 2, "] = 4, 4
+	want["redealing, "], want["custody, "] = 2, 2
 	for step, n := range want {
 		got := slices.DeleteFunc(slices.Clone(deaths), func(d string) bool { return !strings.HasPrefix(d, step) })
 		if len(got) < n {

@@ -2,11 +2,9 @@ package signofftest_test
 
 import (
 	"crypto/rand"
-	"crypto/sha256"
 	"fmt"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/authority"
@@ -14,42 +12,6 @@ import (
 	"github.com/keyturn/keyturn/signoff/lockbox"
 	"github.com/keyturn/keyturn/signoff/signofftest"
 )
-
-// seals puts objects and their deals into the log, sealed by alice.
-func (w *world) seals(names ...string) (ids []signoff.Digest) {
-	w.t.Helper()
-	var params lockbox.Params
-	w.State(func(_ *authority.Authority, s *authority.State) {
-		var err error
-		params, err = s.Holders()
-		w.must(err)
-	})
-	sharing := func(s lockbox.Sharing) signoff.Sharing {
-		return signoff.Sharing{Threshold: s.Threshold(), Commitments: s.Bytes()}
-	}
-	alice, last := w.People["alice"].Doc.ID(), uint64(0)
-	for _, name := range names {
-		secrets, box, err := lockbox.New(rand.Reader, params)
-		w.must(err)
-		doc := w.Sign("alice", &signoff.Object{Charter: w.ID, Sealer: alice, Name: name, Manifest: sha256.Sum256([]byte(name)), Created: time.Now().Unix(),
-			Lockbox: signoff.Lockbox{Salt: box.Salt[:], People: sharing(box.People), Machines: sharing(box.Machines)},
-			Summary: signoff.Summary{Files: 1, Bytes: 1, Tensors: 1, Parameters: 1, DTypes: []string{"BF16"}}})
-		deals, err := secrets.Deal(doc.Digest(), 1)
-		w.must(err)
-		secrets.Wipe()
-		blob, err := dsse.Encode(deals)
-		w.must(err)
-		digest, err := w.Client.PutBlob(w.t.Context(), blob)
-		w.must(err)
-		_, err = w.Client.Append(w.t.Context(), doc.Line())
-		w.must(err)
-		out, err := w.Client.Append(w.t.Context(), w.Sign("alice", &signoff.Deals{Charter: w.ID, Sealer: alice, Object: doc.Digest(), Epoch: 1, Blob: digest}).Line())
-		w.must(err)
-		ids, last = append(ids, doc.Digest()), out.Index
-	}
-	w.Sync(last + 1)
-	return ids
-}
 
 func names(n int) (out []string) {
 	for i := range n {
@@ -134,7 +96,7 @@ func (w *world) opens(warrant, object signoff.Digest, epoch uint32) (by []signof
 // on: they are stopped, and exports of old objects go on.
 func TestSharesFollowTheNotaries(t *testing.T) {
 	w := start(t)
-	objects := w.seals(names(signoff.MaxRedealt + 6)...)
+	objects := w.Seal(names(signoff.MaxRedealt + 6)...)
 	before := w.exports(objects[0])
 	w.opens(before, objects[0], 1)
 	for _, name := range []string{"n5", "n6"} {
@@ -169,7 +131,7 @@ func TestFormerNotaryServesUntilSharesMoved(t *testing.T) {
 	w.Found()
 	w.start(1, 2, 3, 4)
 	w.Wait("a group key", func(s *authority.State) bool { return s.Group != nil })
-	object := w.seals("model")[0]
+	object := w.Seal("model")[0]
 	w.Notaries = append(w.Notaries, w.Newcomer("n5"))
 	w.start(5)
 	w.changeNotaries(1, w.Notaries[0], w.Notaries[1], w.Notaries[2], w.Notaries[4])
@@ -196,7 +158,7 @@ func TestAttackNotaryDealsWrongShares(t *testing.T) {
 	w.Found()
 	w.start(1, 2, 3, 4)
 	w.Wait("a group key", func(s *authority.State) bool { return s.Group != nil })
-	object := w.seals("model")[0]
+	object := w.Seal("model")[0]
 	w.Notaries = append(w.Notaries, w.Newcomer("n5"))
 	w.start(5)
 	w.changeNotaries(1, w.Notaries[0], liar, w.Notaries[2], w.Notaries[4])
@@ -256,7 +218,7 @@ func TestDeadNotaryWhileSharesMove(t *testing.T) {
 			w.Found()
 			w.start(1, 2, 3, 4)
 			w.Wait("a group key", func(s *authority.State) bool { return s.Group != nil })
-			objects := w.seals(names(signoff.MaxRedealt + 6)...)
+			objects := w.Seal(names(signoff.MaxRedealt + 6)...)
 			n5 := w.Newcomer("n5")
 			w.Notaries = append(w.Notaries, n5)
 			w.start(5)
