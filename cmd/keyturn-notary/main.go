@@ -16,6 +16,7 @@ import (
 	"github.com/keyturn/keyturn/cmd/internal/config"
 	"github.com/keyturn/keyturn/cmd/internal/keys"
 	"github.com/keyturn/keyturn/cmd/internal/ui"
+	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/api"
@@ -120,7 +121,7 @@ func (o *options) openKeys(ctx context.Context) (*notary.Config, func(), error) 
 	}
 	ring := keys.New(pin)
 	cfg := &notary.Config{Charter: id, Dir: c.Dir, Log: keys.Logger("keyturn-notary").With("notary", c.Name),
-		Forget: func(ctx context.Context) error { return ring.Destroy(ctx, c.Exchange) }}
+		Forget: func(ctx context.Context) error { return forget(ctx, ring, c.Exchange, me.Exchange.Fingerprint()) }}
 	err = pinned(ctx, ring, c, me, cfg)
 	if err == nil {
 		cfg.Fuse, err = fuse(ring, c.Fuse, charter.Development)
@@ -133,6 +134,18 @@ func (o *options) openKeys(ctx context.Context) (*notary.Config, func(), error) 
 		return nil, nil, err
 	}
 	return cfg, ring.Close, nil
+}
+
+// forget destroys the exchange key, and no other that has its name by now.
+func forget(ctx context.Context, ring *keys.Ring, uri string, mine dsse.Digest) error {
+	k, err := ring.Describe(ctx, uri)
+	if err != nil {
+		return err
+	}
+	if fp, err := hsm.Fingerprint(k.Public); err != nil || dsse.Digest(fp) != mine {
+		return errors.Join(fmt.Errorf("key %s is %s, not this notary's exchange key %s", uri, dsse.Digest(fp), mine), err)
+	}
+	return ring.Destroy(ctx, uri)
 }
 
 // fuse opens the TPM of the fuse that the configuration names, if it names one.

@@ -313,7 +313,9 @@ func (r *asking) notaries() *cobra.Command {
 	cmd := &cobra.Command{Use: "notaries", Short: "ask to change who the notaries are, or to give them fresh shares", Args: cobra.NoArgs,
 		Long: `Notaries asks for the next term: those in office without the ones removed and
 with the ones added. With neither, the same notaries get fresh shares. The
-group's public key stays, and so does every object.
+group's public key stays, and so does every object: the notaries deal their
+shares of objects on to those in office by themselves. Keep who leaves running
+until keyturn status says no more that shares are on their way.
 
 A file to add holds one notary as a founding file lists it: name, organisation,
 and the public halves of its signing, exchange and witness keys. Its
