@@ -181,18 +181,20 @@ func (h Holding) displaced(threshold int, here []Bearer) bool {
 	if h.Epoch == 0 {
 		return false
 	}
-	gone := map[uint16]bool{}
-	for _, index := range h.Holders {
-		gone[index] = true
-	}
+	held := make([]uint16, 0, signoff.MaxPeople)
 	for _, b := range here {
 		index, _ := h.Of(b)
 		if index == 0 {
 			return true
 		}
-		delete(gone, index)
+		held = append(held, index)
 	}
-	return len(gone) > 0 || h.Threshold() < threshold
+	for _, index := range h.Holders {
+		if !slices.Contains(held, index) {
+			return true
+		}
+	}
+	return h.Threshold() < threshold
 }
 
 // DisplacedObjects are those of which a side's shares are not where they are to
