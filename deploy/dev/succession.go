@@ -93,8 +93,10 @@ func (s *stage) notaryStory(ctx context.Context) error {
 	}
 	after := s.as(ctx, "alice", "", "warrant", "group")
 	s.note("a notary whose disk died is replaced; the group's key stays", "allowed", "centre for west", before.code == 0 && after.code == 0 && bytes.Equal([]byte(before.out), []byte(after.out)))
+	r := s.as(ctx, "alice", "", "weights", "info", s.path("model.sealed"), "--log")
+	s.note("notaries' shares follow by themselves, files stay as they are", "allowed", "the shares of term 2", r.code == 0 && strings.Contains(r.out, "epoch 2, with the notaries of term 2"))
 	s.kill("north")
-	r := s.as(ctx, "dave", "", "halt", "--everything", "--reason", "with another notary gone")
+	r = s.as(ctx, "dave", "", "halt", "--everything", "--reason", "with another notary gone")
 	if r.code == 0 {
 		r = s.audit(ctx, s.path("coordinator", "log"))
 	}
