@@ -39,6 +39,8 @@ func (s *session) do(ctx context.Context, step *ceremony.Step) ([]ceremony.Findi
 		return s.makeKey(ctx, step)
 	case ceremony.ProveSpare:
 		return s.proveSpare(ctx, step)
+	case ceremony.WriteChange:
+		return s.writeChange()
 	case ceremony.WriteCharter:
 		return s.writeCharter(step)
 	case ceremony.VerifyCharter:
@@ -413,6 +415,13 @@ func (s *session) replay(ctx context.Context, name string) (*audit, error) {
 
 func (s *session) verifyLog(ctx context.Context, step *ceremony.Step) ([]ceremony.Finding, error) {
 	list := []ceremony.Finding{found("charter", s.chain.Charter)}
+	if s.chain.Script.Held(step) {
+		f, err := s.change()
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, f)
+	}
 	if s.rehearsed(step.Log) {
 		none := s.nothing()
 		return append(list, found("entries", 0), found("root", none), found("state", none), found("group", none), found("transcript", none)), nil
@@ -425,12 +434,91 @@ func (s *session) verifyLog(ctx context.Context, step *ceremony.Step) ([]ceremon
 	return list, x.view(func(auth *authority.Authority, st *authority.State) error {
 		if step.Do == ceremony.VerifyLog {
 			list = append(list, found("state", auth.StateDigest()))
-			return nil
+			return s.held(step, st)
 		}
 		group, transcript, err := keygenDone(st)
 		list = append(list, found("group", group), found("transcript", transcript))
 		return err
 	})
+}
+
+// change is the finding of what this ceremony brings about.
+func (s *session) change() (ceremony.Finding, error) {
+	c, err := s.chain.Change()
+	if err != nil {
+		return ceremony.Finding{}, err
+	}
+	sum, err := c.Sum()
+	return found("change", sum), err
+}
+
+// writeChange writes a file for each person with new keys, and says what to ask
+// for with them.
+func (s *session) writeChange() ([]ceremony.Finding, error) {
+	c, err := s.chain.Change()
+	if err != nil {
+		return nil, err
+	}
+	command := "keyturn request people --purpose '...'"
+	for _, p := range c.Join {
+		path, err := s.keep(p.Name, p)
+		if err != nil {
+			return nil, err
+		}
+		command += " --add " + path
+	}
+	for _, t := range c.Tokens {
+		path, err := s.keep(t.Person, t.Token)
+		if err != nil {
+			return nil, err
+		}
+		command += " --token " + t.Person + "=" + path
+	}
+	for _, name := range c.Leave {
+		command += " --remove " + name
+	}
+	for _, r := range c.Retire {
+		command += " --retire " + r.Person + "=" + r.Key.String()
+	}
+	s.say("somebody who belongs asks for it with\n%s\n", command)
+	f, err := s.change()
+	return []ceremony.Finding{f}, err
+}
+
+// keep writes a person's file in the ceremony's directory, once.
+func (s *session) keep(name string, v any) (path string, err error) {
+	if name += ".json"; s.chain.Mode != ceremony.Real {
+		name = string(ceremony.Rehearsal) + "-" + name
+	}
+	path = filepath.Join(s.dir, "people", name)
+	b, err := dsse.Encode(v)
+	if err != nil {
+		return "", err
+	}
+	was, err := readIfThere(path)
+	if err != nil {
+		return "", err
+	}
+	if was != nil && !bytes.Equal(was, b) {
+		return "", ui.WithHint(fmt.Errorf("%s is there already, with other keys than this ceremony made", path), "move it away")
+	}
+	return path, writeFile(path, b)
+}
+
+// held compares the people of the log with the keys of this ceremony. The keys of
+// a rehearsal are in no log.
+func (s *session) held(step *ceremony.Step, st *authority.State) error {
+	if !s.chain.Script.Held(step) || s.chain.Mode != ceremony.Real {
+		return nil
+	}
+	r := ceremony.Roster{Ever: map[dsse.Digest]string{}}
+	for _, m := range st.People.Members {
+		r.People = append(r.People, m.Person)
+	}
+	for key, t := range st.Tokens {
+		r.Ever[key] = t.Name
+	}
+	return ui.WithHint(s.chain.Held(r), "the request was made with other keys, is not final yet, or the copy of the log is older than it")
 }
 
 // keygenDone wants every notary to have agreed to one transcript and one key.

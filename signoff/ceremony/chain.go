@@ -191,8 +191,13 @@ func (c *Chain) checkFindings(r *Record, step *Step) error {
 		return c.checkCharter(r)
 	case Accept:
 		return c.checkAcceptance(r, step)
+	case WriteChange:
+		return c.checkChange(r)
 	case VerifyKeygen, VerifyLog:
-		return c.checkCharter(r)
+		if err := c.checkCharter(r); err != nil || !c.Script.Held(step) {
+			return err
+		}
+		return c.checkChange(r)
 	case ReadAloud:
 		return c.checkAloud(r, step)
 	case FileDigest:

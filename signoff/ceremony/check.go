@@ -17,6 +17,7 @@ var kinds = map[Kind]struct{ members, finds string }{
 	Manual:        {},
 	MakeKey:       {"token object key slot?", "serial class"},
 	ProveSpare:    {"person token object", "serial class public fingerprint signature"},
+	WriteChange:   {"", "change"},
 	WriteCharter:  {"file policy", "charter"},
 	VerifyCharter: {"file", "charter"},
 	Accept:        {"person", "charter acceptance"},
@@ -48,6 +49,9 @@ func (s *Script) check() error {
 		return err
 	}
 	if err := s.checkSteps(); err != nil {
+		return err
+	}
+	if err := s.checkChanges(); err != nil {
 		return err
 	}
 	return s.checkObligations()
@@ -305,8 +309,8 @@ func fileName(s string) bool {
 	})
 }
 
-// A Slot is a place for a key in a charter: "people NAME signing", "people NAME
-// exchange", both also as "spare-…" for the person's first spare token, "notaries NAME signing", "notaries NAME exchange", "notaries NAME
+// A Slot is a place for a key in a charter, or with a membership ceremony in the
+// roster that it makes: "people NAME signing", "people NAME exchange", both also as "spare-…" for the person's first spare token, "notaries NAME signing", "notaries NAME exchange", "notaries NAME
 // witness", "log", "boot", or "tls" for the coordinators' TLS key.
 type Slot struct{ Of, Name, Use string }
 

@@ -388,6 +388,7 @@ func (s *Script) Show(m Mode, digest Digest) string {
 	for _, e := range s.Equipment {
 		l.Prose("equipment", fmt.Sprintf("%s: %s, serial number %s", e.Name, e.What, e.Serial))
 	}
+	s.Change.show(l)
 	for i := range s.Steps {
 		t := &s.Steps[i]
 		l.Field("", "")

@@ -59,6 +59,7 @@ const (
 	Manual        Kind = "manual"         // people do what the text says, and confirm it
 	MakeKey       Kind = "make-key"       // make a key on a token
 	ProveSpare    Kind = "prove-spare"    // a person's second token signs
+	WriteChange   Kind = "write-change"   // write what a request takes to bring in the keys made so far
 	WriteCharter  Kind = "write-charter"  // make the charter from a founding file and the keys made so far
 	VerifyCharter Kind = "verify-charter" // read a charter and check it
 	Accept        Kind = "accept"         // a person accepts the charter
@@ -79,6 +80,7 @@ type Script struct {
 	Charter   Digest      `yaml:"charter"` // of every purpose but genesis
 	People    []Person    `yaml:"people"`
 	Equipment []Equipment `yaml:"equipment"`
+	Change    Changes     `yaml:"change"` // of a membership ceremony
 	Steps     []Step      `yaml:"steps"`
 }
 
@@ -117,7 +119,7 @@ type Step struct {
 	Token   string   `yaml:"token"`
 	Object  string   `yaml:"object"` // label on the token
 	Key     hsm.Kind `yaml:"key"`
-	Slot    string   `yaml:"slot"`    // where a new key goes in the charter, see Slot
+	Slot    string   `yaml:"slot"`    // where a new key goes, see Slot
 	File    string   `yaml:"file"`    // name of a file that is laid out for the ceremony
 	Policy  string   `yaml:"policy"`  // the same
 	Log     string   `yaml:"log"`     // name of a directory
