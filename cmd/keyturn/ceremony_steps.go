@@ -518,7 +518,10 @@ func (s *session) held(step *ceremony.Step, st *authority.State) error {
 	for key, t := range st.Tokens {
 		r.Ever[key] = t.Name
 	}
-	return ui.WithHint(s.chain.Held(r), "the request was made with other keys, is not final yet, or the copy of the log is older than it")
+	if err := s.chain.Held(r); err != nil {
+		return ui.WithHint(err, "the request was made with other keys, is not final yet, or the copy of the log is older than it")
+	}
+	return nil
 }
 
 // keygenDone wants every notary to have agreed to one transcript and one key.

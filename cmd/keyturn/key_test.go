@@ -1,9 +1,7 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,30 +18,12 @@ const softHSM = "/usr/lib/softhsm/libsofthsm2.so"
 // $TOKEN is the pkcs11: URI of the token "alice" up to an object's label, $MODULE
 // the rest of it. roots holds the certificates behind the TPM's.
 func TestKeyScripts(t *testing.T) {
-	if _, err := os.Stat(softHSM); err != nil {
-		t.Skip("needs SoftHSM2 (package softhsm2)")
-	}
-	helper := filepath.Join(t.TempDir(), "keyturn-token")
-	build := exec.Command("go", "build", "-o", helper, "github.com/keyturn/keyturn/cmd/keyturn-token")
-	build.Env = append(os.Environ(), "CGO_ENABLED=1")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build keyturn-token: %v\n%s", err, out)
-	}
+	buildTokenHelper(t)
 	e := swtpm.New(t)
 	testscript.Run(t, testscript.Params{Dir: "testdata/key", Setup: func(env *testscript.Env) error {
-		// Programs look for keyturn-token beside themselves.
-		beside := filepath.Join(filepath.SplitList(env.Getenv("PATH"))[0], "keyturn-token")
-		if err := os.Symlink(helper, beside); err != nil && !errors.Is(err, fs.ErrExist) {
-			return err
-		}
-		conf := filepath.Join(env.WorkDir, "softhsm2.conf")
-		env.Setenv("SOFTHSM2_CONF", conf)
-		env.Setenv("MODULE", "?module-path="+softHSM)
-		env.Setenv("MODULE_PATH", softHSM)
-		env.Setenv("TOKEN", "pkcs11:token=alice;object=")
 		env.Setenv("KEYTURN_TPM", e.Path)
 		env.Setenv("KEYTURN_CONFIG", filepath.Join(env.WorkDir, "none.yaml"))
-		for _, dir := range []string{"tokens", "roots", "other-roots"} {
+		for _, dir := range []string{"roots", "other-roots"} {
 			if err := os.Mkdir(filepath.Join(env.WorkDir, dir), 0o700); err != nil {
 				return err
 			}
@@ -53,6 +33,34 @@ func TestKeyScripts(t *testing.T) {
 				return err
 			}
 		}
-		return os.WriteFile(conf, fmt.Appendf(nil, "directories.tokendir = %s/tokens\nlog.level = ERROR\n", env.WorkDir), 0o600)
+		return withTokens(env)
 	}})
+}
+
+// buildTokenHelper builds keyturn-token beside the keyturn of the pages, where
+// programs look for it.
+func buildTokenHelper(t *testing.T) {
+	t.Helper()
+	if _, err := os.Stat(softHSM); err != nil {
+		t.Skip("needs SoftHSM2 (package softhsm2)")
+	}
+	helper := filepath.Join(filepath.SplitList(os.Getenv("PATH"))[0], "keyturn-token")
+	build := exec.Command("go", "build", "-o", helper, "github.com/keyturn/keyturn/cmd/keyturn-token")
+	build.Env = append(os.Environ(), "CGO_ENABLED=1")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build keyturn-token: %v\n%s", err, out)
+	}
+}
+
+// withTokens gives a page a SoftHSM of its own.
+func withTokens(env *testscript.Env) error {
+	conf := filepath.Join(env.WorkDir, "softhsm2.conf")
+	env.Setenv("SOFTHSM2_CONF", conf)
+	env.Setenv("MODULE", "?module-path="+softHSM)
+	env.Setenv("MODULE_PATH", softHSM)
+	env.Setenv("TOKEN", "pkcs11:token=alice;object=")
+	if err := os.Mkdir(filepath.Join(env.WorkDir, "tokens"), 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(conf, fmt.Appendf(nil, "directories.tokendir = %s/tokens\nlog.level = ERROR\n", env.WorkDir), 0o600)
 }

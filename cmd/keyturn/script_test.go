@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -65,15 +67,40 @@ func TestFIDOScripts(t *testing.T) {
 	pages(t, newDesk(t), "testdata/fido", "SSH_AUTH_SOCK", "PROVIDER", "SK_SAYS")
 }
 
+// Frank takes bob's place by the shipped script, with keys in SoftHSM tokens.
+func TestMembershipScripts(t *testing.T) {
+	buildTokenHelper(t)
+	d := newDesk(t)
+	d.write("membership.txt", membership(t, d))
+	testscript.Run(t, testscript.Params{Dir: "testdata/membership", Setup: func(e *testscript.Env) error {
+		return errors.Join(withTokens(e), d.lay(e))
+	}})
+}
+
+// membership is the shipped script, for somebody who is new to the desk.
+func membership(t *testing.T, d *desk) []byte {
+	t.Helper()
+	text, err := os.ReadFile("../../deploy/ceremony/membership.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []byte(strings.NewReplacer("erin", "frank", "Erin", "Frank", "sha256:"+strings.Repeat("0", 63)+"1", d.ID.String()).Replace(string(text)))
+}
+
 // pages runs those of a directory, with these of our environment.
 func pages(t *testing.T, d *desk, dir string, environment ...string) {
 	testscript.Run(t, testscript.Params{Dir: dir, Setup: func(e *testscript.Env) error {
 		for _, name := range environment {
 			e.Setenv(name, os.Getenv(name))
 		}
-		e.Setenv("CHARTER", d.ID.String())
-		e.Setenv("LOG", filepath.Join(d.Dir, "log"))
-		e.Setenv("ESCAPE", "a \x1b[31mred\u202e herring")
-		return os.CopyFS(filepath.Clean(e.WorkDir), os.DirFS(d.work))
+		return d.lay(e)
 	}})
+}
+
+// lay puts the desk's files into a page's directory.
+func (d *desk) lay(e *testscript.Env) error {
+	e.Setenv("CHARTER", d.ID.String())
+	e.Setenv("LOG", filepath.Join(d.Dir, "log"))
+	e.Setenv("ESCAPE", "a \x1b[31mred\u202e herring")
+	return os.CopyFS(filepath.Clean(e.WorkDir), os.DirFS(d.work))
 }
