@@ -878,3 +878,69 @@ func TestCeremonyInTheLog(t *testing.T) {
 		t.Errorf("a rehearsal: exit %d: %s", o.code, o.err)
 	}
 }
+
+// One key of a person's file is swapped between the ceremony and the request, and
+// everybody approves it as it is. The ceremony names the step and the key, and
+// has no way to its end.
+func TestAttackMembershipKeySwapped(t *testing.T) {
+	d := newDesk(t)
+	h := &hall{t: t, dir: t.TempDir()}
+	serials := h.tokens("frank", "frank-spare")
+	h.script = h.write("script.yaml", fillIn.ReplaceAllStringFunc(string(membership(t, d)), func(s string) string {
+		label := fillIn.FindStringSubmatch(s)[1]
+		return fmt.Sprintf("label: %s, serial: %q", label, serials[label])
+	}))
+	for _, name := range []string{"maria", "wendy"} {
+		uri := "file:" + h.path(name+".pem")
+		_, err := file.Generate(uri, hsm.KindP256)
+		h.must(err)
+		h.args = append(h.args, "--key", name+"="+uri)
+	}
+	o, _ := h.run(func(string) (string, error) {
+		if h.records() == 13 {
+			return "stop", nil
+		}
+		return "", errors.New("")
+	})
+	if h.records() != 13 {
+		t.Fatalf("stopped after %d signatures: %s", h.records(), tail(o.err))
+	}
+
+	var p signoff.Person
+	h.must(readJSON(h.path("ceremony", "people", "frank.json"), &p))
+	made := p.Spares[0].Exchange.Fingerprint()
+	p.Spares[0].Exchange = d.NewPerson("mallory", "lab", "security").Doc.Exchange
+	d.writeJSON("frank.json", p)
+	request := strings.TrimSpace(d.does("alice", "", "request", "people", "--purpose", "frank for bob", "--add", d.path("frank.json"), "--remove", "bob"))
+	for _, l := range []string{"frank", "frank-spare"} {
+		d.write(l+".yaml", fmt.Appendf(nil, "charter: %s\ncharterFile: charter.json\nname: frank\nsigning: pkcs11:token=%s;object=sign?module-path=%s\nstate: state-%s\n", d.ID, l, softHSM, l))
+		d.does(l, "accept", "people", "accept", request, "--pin-fd", fmt.Sprint(h.pinFD()))
+	}
+	for _, name := range []string{"bob", "carol", "dave"} {
+		d.does(name, "approve", "approve", request, "--reason", "agreed")
+	}
+	d.does("alice", "", "warrant", "get", request, "--out", d.path("warrant.json"))
+	h.must(os.Symlink(filepath.Join(d.Dir, "log"), h.path("log")))
+
+	words := []string{"go", "waive", "stop"}
+	o, _ = h.run(func(q string) (string, error) {
+		switch {
+		case strings.HasPrefix(q, "[go"):
+			word := words[0]
+			words = words[1:]
+			return word, nil
+		case strings.HasPrefix(q, "exception: which"):
+			return "failure", nil
+		case strings.HasPrefix(q, "exception: who"):
+			return "maria", nil
+		}
+		return "", errors.New("")
+	})
+	reason := fmt.Sprintf("step spare-exchange made key %s, and the log does not have it as people frank spare-exchange", made)
+	if o.code == 0 || !strings.Contains(o.err, reason) || !strings.Contains(o.err, "it cannot be waived") || h.records() != 16 {
+		t.Fatalf("exit %d after %d signatures, want %q: %s", o.code, h.records(), reason, tail(o.err))
+	}
+	if _, err := os.Stat(h.path("ceremony", "transcript.json")); err == nil {
+		t.Error("the ceremony came to an end")
+	}
+}
