@@ -47,7 +47,8 @@ type room struct {
 	script string
 	mode   ceremony.Mode
 	run    []byte
-	keys   map[string]hsm.Key // by name; a spare is NAME-spare
+	keys   map[string]hsm.Key           // by name; a spare is NAME-spare
+	made   map[string]signoff.PublicKey // by step that makes it
 	chain  *ceremony.Chain
 }
 
@@ -101,6 +102,15 @@ func (r *room) finds(step *ceremony.Step) []ceremony.Finding {
 		r.must(err)
 		return []ceremony.Finding{{"serial", "00FF-12"}, {"class", "self-declared"}, {"public", base64.StdEncoding.EncodeToString(key.Encoded)},
 			{"fingerprint", key.Fingerprint().String()}, {"signature", base64.StdEncoding.EncodeToString(sig)}}
+	case ceremony.MakeKey:
+		key := r.made[step.Name]
+		thing, _ := r.chain.Script.Thing(step.Token)
+		return []ceremony.Finding{{"serial", thing.Serial}, {"class", string(key.Class)}, {"public", base64.StdEncoding.EncodeToString(key.Encoded)},
+			{"fingerprint", key.Fingerprint().String()}}
+	case ceremony.WriteChange:
+		return []ceremony.Finding{{"change", r.change().String()}}
+	case ceremony.VerifyLog:
+		return []ceremony.Finding{{"charter", r.chain.Charter.String()}, {"change", r.change().String()}, {"entries", "9"}, {"root", program.String()}, {"state", program.String()}}
 	}
 	return []ceremony.Finding{}
 }
