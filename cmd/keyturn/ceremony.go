@@ -29,7 +29,12 @@ with their own token. What comes out is a transcript, which anybody can verify
 with public keys alone, print, and put into the log.
 
 Rehearse first: --rehearsal follows the same script with throw-away keys, and
-says REHEARSAL on every line that it shows or has signed.`}
+says REHEARSAL on every line that it shows or has signed.
+
+A membership script names who joins and leaves and where new keys go. Its
+write-change step writes the files that keyturn request people takes, and prints
+the command; its verify-log step passes only with a log that has exactly these
+keys in these places, and nobody who leaves.`}
 	cmd.AddCommand(ceremonyShowCmd(a), ceremonyRunCmd(a), ceremonyVerifyCmd(a), ceremonyRecordCmd(a), ceremonyRegisterCmd(a))
 	return cmd
 }
@@ -223,8 +228,9 @@ func ceremonyVerifyCmd(a *app) *cobra.Command {
 signed by the people whom the script names and by nobody else, over the text
 that script and record give; that what has to be proved was proved; and that the
 keys are those of the people: of the charter (--charter), of a list (--people),
-or of both. With a charter, the keys that the ceremony made must stand in it; only
-a development charter takes software keys. A rehearsal is refused.`,
+or of both. With a charter, the keys that the ceremony made must stand in it, but
+those of a change of people, which stand in the log; only a development charter
+takes software keys. A rehearsal is refused.`,
 		RunE: func(_ *cobra.Command, args []string) error {
 			_, r, err := readTranscript(args[0])
 			if err != nil {
