@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,6 +15,7 @@ import (
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/hsm/token"
 	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
 )
 
@@ -267,14 +269,25 @@ func (v custodyView) write(w writer) {
 }
 
 func keyRotateCmd(a *app) *cobra.Command {
-	return &cobra.Command{Use: "rotate URI NEW-URI", Short: "make the key that is to follow one, beside it", Args: cobra.ExactArgs(2),
+	var out string
+	cmd := &cobra.Command{Use: "rotate URI NEW-URI", Short: "make the key that is to follow one, beside it", Args: cobra.ExactArgs(2),
 		Long: `Rotate makes a key of the same kind, and for a tpm: key bound to the same
 PCRs, under another label or in another file, and prints its public key. The
 old key goes on working and goes on counting: which keys count is decided by
-people, in the log. Retire it once they took the new one.`,
+people, in the log. Retire it once they took the new one.
+
+A person's token is replaced as a whole. Of a key that the roster of your
+configuration knows, rotate puts the new one into the token's file, which takes
+the signing and the exchange key in any order, and once it has what the old token
+has it prints the request that puts the new token in the old one's place. A
+production charter takes class witnessed: see keyturn ceremony.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
 			old, err := a.keyring().Describe(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			next, err := a.follows(old, out)
 			if err != nil {
 				return err
 			}
@@ -286,8 +299,119 @@ people, in the log. Retire it once they took the new one.`,
 			if err != nil {
 				return err
 			}
-			return a.printNew(c)
+			if err := a.printNew(c); err != nil || next == nil {
+				return err
+			}
+			return a.putNext(next, c)
 		}}
+	cmd.Flags().StringVar(&out, "token-file", "", "file of the new token (default NAME-token.json)")
+	return cmd
+}
+
+// A nextToken is the file of the token that is to follow one of the roster's.
+type nextToken struct {
+	owner authority.Owned // the old one
+	file  string
+	token signoff.Token // what the file has so far
+}
+
+// place is where the key goes that follows old.
+func (n *nextToken) place(old dsse.Digest) *signoff.PublicKey {
+	if old == n.owner.ID() {
+		return &n.token.Signing
+	}
+	return &n.token.Exchange
+}
+
+// follows reads the file that takes the key after old; nil if old is nobody's
+// here and no file was named. It comes before the key is made.
+func (a *app) follows(old *keys.Custody, file string) (*nextToken, error) {
+	owner, err := a.ownerOf(old)
+	if err != nil {
+		return nil, err
+	}
+	if owner == nil {
+		if file != "" {
+			return nil, ui.WithHint(fmt.Errorf("--token-file %s: %s is in no token of the people that the configuration knows", file, old.URI), "keyturn people lists them")
+		}
+		return nil, nil
+	}
+	n := &nextToken{owner: *owner, file: file}
+	if file == "" {
+		n.file = owner.Name + "-token.json"
+	}
+	b, err := readIfThere(n.file)
+	if err != nil || b == nil {
+		return n, err
+	}
+	if err := dsse.Decode(b, &n.token); err != nil {
+		return nil, fmt.Errorf("%s: %w", n.file, err)
+	}
+	if key := n.place(fingerprint(old)); len(key.Encoded) > 0 {
+		return nil, ui.WithHint(fmt.Errorf("%s: a key is in the place of this one already, %s", n.file, key.Fingerprint()), "it is of another rotation: move it away, or name another with --token-file")
+	}
+	return n, nil
+}
+
+// putNext puts the new key into the file, and says what comes next.
+func (a *app) putNext(n *nextToken, c *keys.Custody) error {
+	key, err := signoff.NewPublicKey(c.Public, c.Class)
+	if err != nil {
+		return err
+	}
+	missing := "signing"
+	if c.Kind == hsm.KindECDH {
+		n.token.Exchange = key
+	} else {
+		n.token.Signing, missing = key, "exchange"
+	}
+	b, err := dsse.Encode(n.token)
+	if err != nil {
+		return err
+	}
+	if err := writeFile(n.file, b); err != nil {
+		return err
+	}
+	if len(n.token.Signing.Encoded) == 0 || n.token.HoldsShare() != n.owner.HoldsShare() {
+		a.Note("next: keyturn key rotate URI NEW-URI --token-file %s, with the token's %s key", n.file, missing)
+		return nil
+	}
+	a.Note("next: keyturn request people --purpose '...' --token %s=%s --retire %s=%s", n.owner.Name, n.file, n.owner.Name, n.owner.ID())
+	return nil
+}
+
+// ownerOf finds the token of the roster that has a key; nil if there is none, or
+// no configuration that tells.
+func (a *app) ownerOf(c *keys.Custody) (*authority.Owned, error) {
+	if c.Public == nil {
+		return nil, nil
+	}
+	if err := a.load(); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return nil, err
+	}
+	people, err := a.people()
+	if err != nil {
+		return nil, err
+	}
+	fp := fingerprint(c)
+	for _, t := range people.Tokens() {
+		if t.ID() == fp || t.HoldsShare() && t.Exchange.Fingerprint() == fp {
+			return &t, nil
+		}
+	}
+	return nil, nil
+}
+
+// fingerprint is zero of a key without a public half.
+func fingerprint(c *keys.Custody) dsse.Digest {
+	fp, err := hsm.Fingerprint(c.Public)
+	if err != nil {
+		return dsse.Digest{}
+	}
+	return fp
 }
 
 func keyRetireCmd(a *app) *cobra.Command {
@@ -312,26 +436,14 @@ this TPM for whoever has the PIN.`,
 		}}
 }
 
-// notMine refuses a key that the configuration uses, by its public half.
+// notMine refuses a key that counts, by its public half.
 func (a *app) notMine(c *keys.Custody) error {
-	if err := a.load(); err != nil {
-		return nil // no configuration names it
+	owner, err := a.ownerOf(c)
+	if err != nil || owner == nil {
+		return err
 	}
-	for i := range a.charter.People {
-		p := &a.charter.People[i]
-		if p.Name != a.conf.Name {
-			continue
-		}
-		for _, t := range p.Tokens() {
-			for _, k := range []signoff.PublicKey{t.Signing, t.Exchange} {
-				if fp, err := hsm.Fingerprint(c.Public); err == nil && k.Fingerprint() == dsse.Digest(fp) {
-					return ui.WithHint(fmt.Errorf("%s is a key of %s in the charter: its vote and shares would be gone", c.URI, p.Name),
-						"have another key take its place first")
-				}
-			}
-		}
-	}
-	return nil
+	return ui.WithHint(fmt.Errorf("%s is a key of %s, as the log was last seen: its vote and shares would be gone", c.URI, owner.Name),
+		"have another key take its place first; keyturn people looks at the log again")
 }
 
 func keyPINCmd(a *app) *cobra.Command {
