@@ -56,6 +56,10 @@ func readScript(path string) ([]byte, *ceremony.Script, error) {
 	if err != nil {
 		return nil, nil, ui.WithHint(fmt.Errorf("%s: %w", path, err), "deploy/ceremony has scripts to start from")
 	}
+	if step, found := s.Unplaced(); found {
+		return nil, nil, ui.WithHint(fmt.Errorf("%s: step %s makes a key and has no slot: nothing would compare it with the log", path, step),
+			"slot: people NAME signing, exchange, spare-signing or spare-exchange; keys of notaries are for a ceremony of purpose notary-keys")
+	}
 	return text, s, nil
 }
 

@@ -222,6 +222,18 @@ func (s *Script) checkStep(t *Step, earlier map[string]*Step) error {
 	return nil
 }
 
+// Unplaced is a step that makes a key of a person for a change of people, and
+// does not say where it goes: nothing would compare it with the log.
+func (s *Script) Unplaced() (step string, found bool) {
+	i := slices.IndexFunc(s.Steps, func(t Step) bool {
+		return t.Do == MakeKey && t.Slot == "" && (t.Key == hsm.KindP256 || t.Key == hsm.KindECDH)
+	})
+	if s.Purpose != Membership || i < 0 {
+		return "", false
+	}
+	return s.Steps[i].Name, true
+}
+
 func (s *Script) checkMakeKey(t *Step, earlier map[string]*Step) error {
 	for _, e := range earlier {
 		if e.Do == MakeKey && e.Token == t.Token && e.Object == t.Object {

@@ -326,6 +326,9 @@ func (s *Script) describe(l *display.Lines, t *Step) {
 			l.Prose(m.name, m.value)
 		}
 	}
+	if t.Do == WriteChange {
+		s.Change.show(l)
+	}
 	if e, ok := s.Thing(t.Token); ok {
 		l.Prose("token", fmt.Sprintf("%s: label %s, serial number %s", e.Name, e.Label, e.Serial))
 	}
