@@ -336,3 +336,30 @@ func TestHandoverIsOvertaken(t *testing.T) {
 		t.Fatal("the handover did not end")
 	}
 }
+
+// With more notaries of whom more act, what was sealed for three of four opens
+// with five of seven, and with no three.
+func TestSharesFollowAGreaterCouncil(t *testing.T) {
+	l := ready(t)
+	object, next := l.sealed("model"), slices.Clone(l.Notaries)
+	for _, name := range []string{"n5", "n6", "n7"} {
+		next = append(next, l.NewNotary(name))
+	}
+	c := l.reseatsFor(2, next...)
+	c.chosen(c.old[0], c.old[1], c.old[2]).dealt().accepted()
+	c.takes(c.takeover(next[4], c.note(next[0], next[1], next[2], next[4], next[5])))
+	for _, y := range c.old[:3] {
+		c.takes(c.notaryDeals(y, object))
+	}
+	for i, y := range next {
+		if c.state().Objects[object].Machines.Epoch != 1 {
+			t.Fatalf("the new epoch is in force with %d of 7 acceptances", i)
+		}
+		c.takes(c.notaryCustody(y, object))
+	}
+	o := c.state().Objects[object]
+	if o.Machines.Epoch != 2 || o.Machines.Threshold() != 5 || len(o.Machines.Holders) != 7 || o.Doc.Lockbox.Machines.Threshold != 3 || c.state().Displaced(o, lockbox.Machines) {
+		t.Fatalf("after the last acceptance: %+v, %d shares open it", o.Machines, o.Machines.Threshold())
+	}
+	c.notaryShare(next[6], object).Wipe()
+}

@@ -48,8 +48,14 @@ func (l *log) joins(request Digest, y *signofftest.Notary) *signoff.Signed {
 // changes goes from a request to its warrant.
 func (l *log) reseats(next ...*signofftest.Notary) *change {
 	l.t.Helper()
+	return l.reseatsFor(1, next...)
+}
+
+// reseatsFor is reseats to a council of which so many may be hostile.
+func (l *log) reseatsFor(faults int, next ...*signofftest.Notary) *change {
+	l.t.Helper()
 	c := &change{log: l, old: slices.Clone(l.Notaries), next: next}
-	c.request = l.takes(l.asksNotaries(1, next...))
+	c.request = l.takes(l.asksNotaries(faults, next...))
 	for _, y := range next {
 		if !l.state().Council().Has(y.Doc) {
 			l.takes(l.joins(c.request, y))
