@@ -46,7 +46,7 @@ func (n *Notary) duties(ctx context.Context) error {
 		{"joining", n.planJoining, true}, {"shares", n.planKeygen, true}, {"takeover", n.planTakeover, true}, {"erasing", n.planErase, true},
 		{"tick", n.planTick, false}, {"activation", n.planActivation, false}, {"warrant", n.planSign, false},
 		{"release", n.planRelease, true}, {"epoch", n.planEpoch, false}, {"halt", n.planHalts, false},
-		{"handover", n.planHandover, true}, {"forgetting", n.planForget, true},
+		{"moving", n.planMove, true}, {"forgetting", n.planForget, true},
 	}
 	for ctx.Err() == nil {
 		for _, d := range list {

@@ -81,7 +81,7 @@ type Notary struct {
 	handover   uint32    // term whose takeover this notary waits to append
 	handSince  time.Time // since when
 	erased     Digest    // group beside whose share nothing is left on disk
-	hand       handover
+	moving     moving
 	forgot     bool // the exchange key is destroyed, or cannot be
 
 	passed signoff.Seen // looked at and not this notary's to cosign; only witness touches it
@@ -104,7 +104,7 @@ func New(cfg Config) (*Notary, error) {
 		return nil, err
 	}
 	return &Notary{cfg: cfg, id: fp, follower: f, store: st, signing: map[Digest]*signSession{}, burned: map[Digest]bool{}, enrols: map[Digest]*enrolSession{}, offers: map[Digest]*offer{},
-		hand: handover{unfit: map[Digest]uint32{}}, halts: map[Digest]*signoff.Signed{}}, nil
+		moving: moving{unfit: map[Digest]uint32{}}, halts: map[Digest]*signoff.Signed{}}, nil
 }
 
 // Close lets go of the notary's directory. Run does so at its end.

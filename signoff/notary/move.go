@@ -15,17 +15,17 @@ import (
 )
 
 const (
-	// handOnTime bounds one turn at moving shares, however slow the token is:
+	// moveTime bounds one turn at moving shares, however slow the token is:
 	// ticks, warrants and releases wait for it.
-	handOnTime = time.Second
-	// handOnWait is how long a notary that is not needed waits for each one
+	moveTime = time.Second
+	// moveWait is how long a notary that is not needed waits for each one
 	// that deals before it.
-	handOnWait = 5 * time.Second
+	moveWait = 5 * time.Second
 )
 
-// A handover is the duties' memory of moving the machines' shares of objects to
+// A moving is the duties' memory of moving the machines' shares of objects to
 // the notaries in office.
-type handover struct {
+type moving struct {
 	from  uint64            // size of the log at which to look again
 	head  Digest            // the first object that waited for dealers
 	since time.Time         // since when it is that
@@ -40,13 +40,13 @@ type move struct {
 	box    *lockbox.Redeal
 }
 
-// planHandover takes the next step in moving the machines' shares of objects to
+// planMove takes the next step in moving the machines' shares of objects to
 // the notaries in office: this one accepts what was dealt to it, or deals on what
 // it holds, as many objects at a time as go into a document. The log says what
 // is left, so one that was killed goes on where it ended.
-func (n *Notary) planHandover(l look) (func(context.Context) error, error) {
+func (n *Notary) planMove(l look) (func(context.Context) error, error) {
 	s, size, term := l.state, l.auth.Size(), l.state.Term()
-	if term.Number == 1 || !l.isFinal(term.Index) || size < n.hand.from {
+	if term.Number == 1 || !l.isFinal(term.Index) || size < n.moving.from {
 		return nil, nil
 	}
 	me, ok := s.NotaryBearer(n.id)
@@ -60,7 +60,7 @@ func (n *Notary) planHandover(l look) (func(context.Context) error, error) {
 		switch {
 		case next.Sharing != nil && me.Index > 0 && !accepted:
 			accept = append(accept, move{object: o, next: next})
-		case next.Sharing == nil && s.MayDeal(o, me) == nil && n.hand.unfit[o.ID] != o.Machines.Epoch:
+		case next.Sharing == nil && s.MayDeal(o, me) == nil && n.moving.unfit[o.ID] != o.Machines.Epoch:
 			deal = append(deal, move{object: o, next: next})
 		}
 	}
@@ -69,7 +69,7 @@ func (n *Notary) planHandover(l look) (func(context.Context) error, error) {
 		accept, err := batch(s, accept)
 		return func(ctx context.Context) error { return n.acceptShares(ctx, size, me, accept) }, err
 	case len(deal) == 0:
-		n.hand.from = size + 1
+		n.moving.from = size + 1
 		return nil, nil
 	case !n.myTurn(l, me, deal[0].object):
 		return nil, nil
@@ -104,13 +104,13 @@ func (n *Notary) myTurn(l look, me authority.Bearer, o *authority.Object) bool {
 			before++
 		}
 	}
-	if n.hand.head != o.ID {
-		n.hand.head, n.hand.since = o.ID, l.now
+	if n.moving.head != o.ID {
+		n.moving.head, n.moving.since = o.ID, l.now
 	}
-	if l.now.Sub(n.hand.since) >= time.Duration(before-held.Threshold()+1)*handOnWait {
-		n.hand.deals = l.state.Term().Number
+	if l.now.Sub(n.moving.since) >= time.Duration(before-held.Threshold()+1)*moveWait {
+		n.moving.deals = l.state.Term().Number
 	}
-	return n.hand.deals == l.state.Term().Number
+	return n.moving.deals == l.state.Term().Number
 }
 
 // handOn opens this notary's share of each object, one operation of the token,
@@ -118,7 +118,7 @@ func (n *Notary) myTurn(l look, me authority.Bearer, o *authority.Object) bool {
 func (n *Notary) handOn(ctx context.Context, size uint64, term *authority.Term, me authority.Bearer, moves []move) error {
 	doc := &signoff.Redealing{Charter: n.cfg.Charter, Notary: n.id, Roster: term.Index, Warrant: term.Warrant}
 	var parts []*lockbox.SubDeals
-	for began := time.Now(); len(moves) > 0 && time.Since(began) < handOnTime; moves = moves[1:] {
+	for began := time.Now(); len(moves) > 0 && time.Since(began) < moveTime; moves = moves[1:] {
 		o := moves[0].object
 		part, err := n.dealOn(ctx, me, moves[0])
 		var bad *lockbox.ShareError
@@ -127,7 +127,7 @@ func (n *Notary) handOn(ctx context.Context, size uint64, term *authority.Term, 
 			if err := n.ownKeyWorks(ctx); err != nil {
 				return err
 			}
-			n.hand.unfit[o.ID] = o.Machines.Epoch
+			n.moving.unfit[o.ID] = o.Machines.Epoch
 			n.cfg.Log.Warn("this notary's share of an object is none; others have to deal", "object", o.ID, "err", err)
 			continue
 		case err != nil:
@@ -167,7 +167,7 @@ func (n *Notary) acceptShares(ctx context.Context, size uint64, me authority.Bea
 	doc := &signoff.Custody{Charter: n.cfg.Charter, Notary: n.id}
 	var deals []lockbox.Deal
 	blobs := map[Digest][]*lockbox.SubDeals{}
-	for began := time.Now(); len(moves) > 0 && time.Since(began) < handOnTime; moves = moves[1:] {
+	for began := time.Now(); len(moves) > 0 && time.Since(began) < moveTime; moves = moves[1:] {
 		m := moves[0]
 		parts, err := n.parts(ctx, blobs, m.next)
 		if err != nil {
@@ -246,7 +246,7 @@ func (n *Notary) put(ctx context.Context, v any) (Digest, error) {
 func (n *Notary) say(ctx context.Context, size uint64, d signoff.Document) error {
 	index, err := n.appendAt(ctx, d)
 	if err == nil {
-		n.hand.from = max(size, index) + 1
+		n.moving.from = max(size, index) + 1
 	}
 	return err
 }
