@@ -3,6 +3,7 @@ package signoff
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/signoff/dsse"
@@ -51,13 +52,15 @@ type Person struct {
 // only signs, such as an SSH agent.
 type Token struct {
 	Signing  PublicKey `json:"signing"`           // P-256 or a security key, signs decisions
-	Exchange PublicKey `json:"exchange,omitzero"` // P-256, receives shares; omitted: it opens none
+	Exchange PublicKey `json:"exchange,omitzero"` // P-256 or hybrid, receives shares; omitted: it opens none
 }
 
 // HoldsShare reports whether shares can be dealt to the token. All of a person's
 // tokens do, or none does, so that who approves is enough to know how many shares
 // come with it.
-func (t Token) HoldsShare() bool { return len(t.Exchange.Encoded) > 0 || t.Exchange.Class != "" }
+func (t Token) HoldsShare() bool {
+	return len(t.Exchange.Encoded) > 0 || t.Exchange.Class != "" || t.Exchange.Hybrid()
+}
 
 // ID names the token: the fingerprint of its signing key. The id of the first
 // token that a person had names the person, for good.
@@ -65,6 +68,12 @@ func (t Token) ID() Digest { return t.Signing.Fingerprint() }
 
 // Tokens lists all of the person's tokens, the first one first.
 func (p Person) Tokens() []Token { return append([]Token{p.Token}, p.Spares...) }
+
+// Hybrid reports whether what is dealt to the person withstands a quantum
+// computer as long as ML-KEM-768 does: it is dealt to each of the tokens.
+func (p Person) Hybrid() bool {
+	return !slices.ContainsFunc(p.Tokens(), func(t Token) bool { return !t.Exchange.Hybrid() })
+}
 
 // A Coordinator is an address at which the log is served. TLS is the
 // fingerprint of the key it must show; its certificate's dates play no part.
@@ -245,28 +254,24 @@ func (p Person) CheckAlike() error {
 
 // CheckToken is CheckPerson for one token.
 func CheckToken(owner string, t Token, development bool, seen KeySet) error {
-	type use struct {
-		name string
-		key  PublicKey
-		form func() error
+	field := owner + "'s signing key"
+	if err := t.Signing.check(field, !development, hsm.ClassAttested, hsm.ClassWitnessed); err != nil {
+		return err
 	}
-	uses := []use{{"signing key", t.Signing, t.Signing.decides}}
-	if t.HoldsShare() {
-		uses = append(uses, use{"exchange key", t.Exchange, func() error { _, err := t.Exchange.ECDH(); return err }})
+	if err := t.Signing.decides(); err != nil {
+		return fmt.Errorf("%s: %w", field, err)
 	}
-	for _, k := range uses {
-		field := owner + "'s " + k.name
-		if err := k.key.check(field, !development, hsm.ClassAttested, hsm.ClassWitnessed); err != nil {
-			return err
-		}
-		if err := k.form(); err != nil {
-			return fmt.Errorf("%s: %w", field, err)
-		}
-		if err := seen.Add(field, k.key); err != nil {
-			return err
-		}
+	if err := seen.Add(field, t.Signing); err != nil || !t.HoldsShare() {
+		return err
 	}
-	return nil
+	field = owner + "'s exchange key"
+	if err := t.Exchange.P256Half().check(field, !development, hsm.ClassAttested, hsm.ClassWitnessed); err != nil {
+		return err
+	}
+	if _, err := t.Exchange.Recipient(); err != nil {
+		return fmt.Errorf("%s: %w", field, err)
+	}
+	return seen.Add(field, t.Exchange)
 }
 
 func checkRoles(person string, roles []string) error {
@@ -289,14 +294,23 @@ func checkRoles(person string, roles []string) error {
 // A KeySet says what each key is for, by fingerprint.
 type KeySet map[Digest]string
 
-// Add refuses a key already seen in another place.
+// Add refuses a key already seen in another place. Half of a hybrid key is no
+// key of its own, with another half or with none: it would be the weaker one.
 func (s KeySet) Add(field string, k PublicKey) error {
-	fp := k.Fingerprint()
-	if other, ok := s[fp]; ok {
-		return fmt.Errorf("%s is the same key as %s", field, other)
+	for _, name := range k.Names() {
+		if other, ok := s[name]; ok {
+			return fmt.Errorf("%s is the same key as %s, or shares a half with it", field, other)
+		}
 	}
-	s[fp] = field
+	s.Put(field, k)
 	return nil
+}
+
+// Put says what a key is for, whatever was said of it before.
+func (s KeySet) Put(field string, k PublicKey) {
+	for _, name := range k.Names() {
+		s[name] = field
+	}
 }
 
 // An Acceptance is a signature by a token that comes in. A founder's stands

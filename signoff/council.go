@@ -24,7 +24,7 @@ func (n Notary) ID() Digest { return n.Signing.Fingerprint() }
 
 // Equal reports whether o is the same notary with the same keys.
 func (n Notary) Equal(o Notary) bool {
-	same := func(a, b PublicKey) bool { return slices.Equal(a.Encoded, b.Encoded) && a.Class == b.Class }
+	same := func(a, b PublicKey) bool { return a.Fingerprint() == b.Fingerprint() && a.Class == b.Class }
 	return n.Name == o.Name && n.Organisation == o.Organisation &&
 		same(n.Signing, o.Signing) && same(n.Exchange, o.Exchange) && same(n.Witness, o.Witness)
 }
@@ -106,9 +106,9 @@ func (n Notary) check(production bool, seen KeySet) error {
 // AddTo says in keys what each of the notaries' keys is for.
 func (c Council) AddTo(keys KeySet) {
 	for _, n := range c.Notaries {
-		keys[n.Signing.Fingerprint()] = "notary " + n.Name + "'s signing key"
-		keys[n.Exchange.Fingerprint()] = "notary " + n.Name + "'s exchange key"
-		keys[n.Witness.Fingerprint()] = "notary " + n.Name + "'s witness key"
+		keys.Put("notary "+n.Name+"'s signing key", n.Signing)
+		keys.Put("notary "+n.Name+"'s exchange key", n.Exchange)
+		keys.Put("notary "+n.Name+"'s witness key", n.Witness)
 	}
 }
 

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"crypto/ecdh"
 	"crypto/ed25519"
+	"crypto/mlkem"
 	"crypto/sha256"
+	"crypto/sha512"
 	_ "embed"
 	"flag"
 	"os"
@@ -61,6 +63,18 @@ func list(n int) (out [][]byte) {
 		out = append(out, bytesOf(32))
 	}
 	return out
+}
+
+// hybridToken has an ML-KEM-768 half, whose seed is SHA-512 of its name.
+func hybridToken(name string) *signoff.Token {
+	seed := sha512.Sum512([]byte(name + "-pq"))
+	pq, err := mlkem.NewDecapsulationKey768(seed[:])
+	if err != nil {
+		panic(err)
+	}
+	t := &signoff.Token{Signing: p256(name), Exchange: p256(name + "-x")}
+	t.Exchange.MLKEM768 = pq.EncapsulationKey().Bytes()
+	return t
 }
 
 var (
@@ -223,6 +237,9 @@ func samples() map[string]signoff.Document {
 			r.Action, r.People = signoff.ActionPeopleChange, &signoff.PeopleChange{Threshold: 4,
 				Roles: []signoff.RoleChange{{Person: digest("bob"), Roles: []string{"leadership", "safety"}}}}
 		}),
+		"request-people-hybrid": request(func(r *signoff.Request) {
+			r.Action, r.People = signoff.ActionPeopleChange, &signoff.PeopleChange{Tokens: []signoff.TokenChange{{Person: digest("bob"), Add: hybridToken("bob-2")}}}
+		}),
 		"redealing": &signoff.Redealing{Charter: cluster, Person: digest("bob"), Roster: 40, Objects: []Digest{digest("one"), digest("two")}, Blob: digest("blob")},
 		"custody": &signoff.Custody{Charter: cluster, Person: digest("frank"), Blob: digest("blob"), Shares: []signoff.Held{
 			{Object: digest("one"), Epoch: 2, Sharing: digest("sharing")}, {Object: digest("two"), Epoch: 2, Sharing: digest("other"), Wrong: 3}}},
@@ -281,7 +298,7 @@ func line(payload []byte) []byte {
 var update = flag.Bool("update", false, "record the golden documents anew")
 
 // TestGolden holds every kind of document to the bytes recorded on 2026-11-24,
-// or 2026-11-26 for dkg-answer, keys in authenticators and notaries' words on shares.
+// or 2026-11-26 for dkg-answer, keys in authenticators, hybrid keys and notaries' words on shares.
 // They are what people and notaries sign: if this test fails, old documents no
 // longer read and old signatures no longer verify.
 func TestGolden(t *testing.T) {
@@ -303,6 +320,54 @@ func TestGolden(t *testing.T) {
 		if _, err := signoff.ReadLine(line(want)); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// A hybrid key stands where a person's exchange key does, whole or not at all.
+func TestAttackHybridKeys(t *testing.T) {
+	hybrid := hybridToken("x").Exchange
+	if r, err := hybrid.Recipient(); err != nil || Digest(r.ID()) != hybrid.Fingerprint() || !r.Hybrid() {
+		t.Fatalf("a hybrid key is %v, %v", r, err)
+	}
+	edited := func(edit func([]byte) []byte) signoff.PublicKey {
+		k := hybrid
+		k.MLKEM768 = edit(bytes.Clone(k.MLKEM768))
+		return k
+	}
+	const elsewhere = "is hybrid; people's exchange keys may be, others may not"
+	for name, x := range map[string]struct {
+		edit   func(*signoff.Charter)
+		reason string
+	}{
+		"a signing key":     {func(c *signoff.Charter) { c.People[0].Signing = hybrid }, elsewhere},
+		"a notary's key":    {func(c *signoff.Charter) { c.Notaries[0].Exchange = hybrid }, elsewhere},
+		"the log's key":     {func(c *signoff.Charter) { c.Log.MLKEM768 = hybrid.MLKEM768 }, elsewhere},
+		"the boot policy's": {func(c *signoff.Charter) { c.BootPolicy = &hybrid }, elsewhere},
+		"an empty half":     {func(c *signoff.Charter) { c.People[0].Exchange.MLKEM768 = []byte{} }, "ML-KEM-768 key of 0 bytes"},
+		"a cut half":        {func(c *signoff.Charter) { c.People[0].Exchange = edited(func(b []byte) []byte { return b[1:] }) }, "ML-KEM-768 key of 1183 bytes"},
+		"coefficients out of Zq": {func(c *signoff.Charter) {
+			c.People[0].Exchange = edited(func(b []byte) []byte { b[0], b[1] = 0xff, 0xff; return b })
+		}, "ML-KEM-768 key"},
+		"no P-256 half": {func(c *signoff.Charter) { c.People[0].Exchange = signoff.PublicKey{MLKEM768: hybrid.MLKEM768} }, "exchange key is missing"},
+		"two with one half": {func(c *signoff.Charter) {
+			c.People[0].Exchange.MLKEM768, c.People[1].Exchange.MLKEM768 = hybrid.MLKEM768, hybrid.MLKEM768
+		}, "shares a half with it"},
+	} {
+		c := charter()
+		x.edit(c)
+		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), x.reason) {
+			t.Errorf("%s: %v; want %q", name, err, x.reason)
+		}
+	}
+	to := export()
+	to.Export.RecipientKey = hybrid
+	if err := to.Validate(); err == nil || !strings.Contains(err.Error(), elsewhere) {
+		t.Errorf("a recipient's key: %v", err)
+	}
+	c := charter()
+	c.People[0].Exchange = hybrid
+	if err := c.Validate(); err != nil {
+		t.Error(err)
 	}
 }
 

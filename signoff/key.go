@@ -7,6 +7,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
+	"crypto/mlkem"
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
@@ -14,14 +15,19 @@ import (
 
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/lockbox"
 )
 
 // A PublicKey is a key as documents carry it, and the class that says how the
 // private half is kept (DESIGN.md, "Keys"). In JSON, DER is the member "spki"
-// and the wire form of a security key "ssh".
+// and the wire form of a security key "ssh". A hybrid exchange key has an
+// ML-KEM-768 encapsulation key (FIPS 203, 1184 bytes) beside the P-256 one, of
+// which the class speaks. Where a hybrid key may not stand, decoding it is an
+// error, so that its P-256 half never serves alone.
 type PublicKey struct {
-	Encoded []byte // as hsm.MarshalPublic writes it
-	Class   hsm.Class
+	Encoded  []byte // as hsm.MarshalPublic writes it
+	Class    hsm.Class
+	MLKEM768 []byte // nil of a key that is not hybrid
 }
 
 // NewPublicKey encodes pub, an *ecdsa.PublicKey or *ecdh.PublicKey on P-256, an
@@ -36,9 +42,10 @@ func NewPublicKey(pub any, class hsm.Class) (PublicKey, error) {
 
 // keyJSON has exactly one of the two encodings.
 type keyJSON struct {
-	SPKI  []byte    `json:"spki,omitempty"`
-	SSH   []byte    `json:"ssh,omitempty"`
-	Class hsm.Class `json:"class"`
+	SPKI     []byte    `json:"spki,omitempty"`
+	SSH      []byte    `json:"ssh,omitempty"`
+	Class    hsm.Class `json:"class"`
+	MLKEM768 []byte    `json:"mlkem768,omitzero"`
 }
 
 // inSSH reports whether encoded is SSH's wire form: it begins with the length
@@ -48,9 +55,9 @@ func inSSH(encoded []byte) bool { return len(encoded) > 0 && encoded[0] == 0 }
 // MarshalJSON writes the member that the encoding belongs to.
 func (k PublicKey) MarshalJSON() ([]byte, error) {
 	if inSSH(k.Encoded) {
-		return dsse.Encode(keyJSON{SSH: k.Encoded, Class: k.Class})
+		return dsse.Encode(keyJSON{SSH: k.Encoded, Class: k.Class, MLKEM768: k.MLKEM768})
 	}
-	return dsse.Encode(keyJSON{SPKI: k.Encoded, Class: k.Class})
+	return dsse.Encode(keyJSON{SPKI: k.Encoded, Class: k.Class, MLKEM768: k.MLKEM768})
 }
 
 // UnmarshalJSON refuses an encoding in the other's member, and both at once.
@@ -62,16 +69,56 @@ func (k *PublicKey) UnmarshalJSON(b []byte) error {
 	if inSSH(j.SPKI) || len(j.SSH) > 0 && (len(j.SPKI) > 0 || !inSSH(j.SSH)) {
 		return errors.New("signoff: a public key has spki (DER) or ssh (the wire form of a security key), and not both")
 	}
-	*k = PublicKey{Encoded: append(j.SPKI, j.SSH...), Class: j.Class}
+	*k = PublicKey{Encoded: append(j.SPKI, j.SSH...), Class: j.Class, MLKEM768: j.MLKEM768}
 	return nil
 }
 
-// Fingerprint names the key: SHA-256 of its encoding.
-func (k PublicKey) Fingerprint() Digest { return sha256.Sum256(k.Encoded) }
+// Fingerprint names the key: SHA-256 of its encoding, or for a hybrid key what
+// [lockbox.Recipient.ID] is.
+func (k PublicKey) Fingerprint() Digest {
+	if k.Hybrid() { // a P-256 SPKI ends in the point
+		return lockbox.HybridID(k.MLKEM768, k.Encoded[max(0, len(k.Encoded)-65):])
+	}
+	return sha256.Sum256(k.Encoded)
+}
+
+// Hybrid reports whether the key has a half that a quantum computer is not
+// known to break.
+func (k PublicKey) Hybrid() bool { return k.MLKEM768 != nil }
+
+// P256Half is the key as it would be without ML-KEM: what the token knows of.
+func (k PublicKey) P256Half() PublicKey { return PublicKey{Encoded: k.Encoded, Class: k.Class} }
+
+// Names are the fingerprints of the key and of each of its halves.
+func (k PublicKey) Names() []Digest {
+	if !k.Hybrid() {
+		return []Digest{k.Fingerprint()}
+	}
+	return []Digest{k.Fingerprint(), k.P256Half().Fingerprint(), sha256.Sum256(k.MLKEM768)}
+}
+
+// Recipient decodes an exchange key, P-256 or hybrid.
+func (k PublicKey) Recipient() (lockbox.Recipient, error) {
+	pub, err := k.P256Half().ECDH()
+	if err != nil {
+		return lockbox.Recipient{}, err
+	}
+	if !k.Hybrid() {
+		return lockbox.P256Recipient(pub)
+	}
+	pq, err := mlkem.NewEncapsulationKey768(k.MLKEM768)
+	if err != nil {
+		return lockbox.Recipient{}, fmt.Errorf("signoff: ML-KEM-768 key of %d bytes: %w", len(k.MLKEM768), err)
+	}
+	return lockbox.HybridRecipient(pq, pub)
+}
 
 // Public decodes a signing key: *ecdsa.PublicKey on P-256, ed25519.PublicKey or
 // *hsm.SecurityKey.
 func (k PublicKey) Public() (crypto.PublicKey, error) {
+	if k.Hybrid() {
+		return nil, fmt.Errorf("signoff: key %s is hybrid; people's exchange keys may be, others may not", k.Fingerprint().Short())
+	}
 	if inSSH(k.Encoded) {
 		pub, err := hsm.ParseSecurityKey(k.Encoded)
 		if err != nil {

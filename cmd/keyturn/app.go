@@ -17,11 +17,13 @@ import (
 	"github.com/keyturn/keyturn/cmd/internal/keys"
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/api"
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
 	"github.com/keyturn/keyturn/signoff/follow"
+	"github.com/keyturn/keyturn/signoff/lockbox"
 	"github.com/keyturn/keyturn/signoff/proof"
 )
 
@@ -73,7 +75,7 @@ func (a *app) load() error {
 	if err != nil {
 		return err
 	}
-	conf.State = config.Beside(file, conf.State)
+	conf.State, conf.MLKEM768 = config.Beside(file, conf.State), config.Beside(file, conf.MLKEM768)
 	a.configFile, a.conf, a.charter, a.id = file, &conf, charter, id
 	return nil
 }
@@ -197,8 +199,12 @@ func (a *app) signer(ctx context.Context) (hsm.Key, error) {
 	return key, err
 }
 
-// exchange opens the key-agreement key of the same token.
-func (a *app) exchange(ctx context.Context) (hsm.Decrypter, error) {
+// exchange opens the key of the same token that opens shares. From then on half
+// of it may be in memory, and what it opens will be.
+func (a *app) exchange(ctx context.Context) (*lockbox.Identity, error) {
+	if err := a.unswapped(secret.CheckSwap()); err != nil {
+		return nil, err
+	}
 	t, _, err := a.token(ctx)
 	if err != nil {
 		return nil, err
@@ -206,11 +212,7 @@ func (a *app) exchange(ctx context.Context) (hsm.Decrypter, error) {
 	if !t.HoldsShare() {
 		return nil, fmt.Errorf("the token that signs as %s has no exchange key: it holds no share and opens nothing", a.conf.Name)
 	}
-	pub, err := t.Exchange.ECDH()
-	if err != nil {
-		return nil, err
-	}
-	return a.keyring().Decrypter(ctx, a.conf.Exchange, pub)
+	return a.keyring().Identity(ctx, keys.Exchange{URI: a.conf.Exchange, Seal: a.conf.Seal, MLKEM768: a.conf.MLKEM768}, t.Exchange)
 }
 
 // coordinator returns the client of the charter's coordinators.

@@ -190,6 +190,10 @@ func blobsOf(doc signoff.Document) []dsse.Digest {
 	switch d := doc.(type) {
 	case *signoff.Deals:
 		return []dsse.Digest{d.Blob}
+	case *signoff.Redealing:
+		return []dsse.Digest{d.Blob}
+	case *signoff.Custody:
+		return []dsse.Digest{d.Blob}
 	case *signoff.Request:
 		switch {
 		case d.Enrol != nil:

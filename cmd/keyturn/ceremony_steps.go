@@ -16,11 +16,13 @@ import (
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/hsm/file"
+	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/hsm/token"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/ceremony"
 	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/lockbox"
 )
 
 // The files that a genesis makes in its directory.
@@ -583,7 +585,17 @@ func (s *session) drillShare(ctx context.Context, step *ceremony.Step) ([]ceremo
 	}); err != nil {
 		return nil, err
 	}
-	share, err := opener.openShare(ctx, key, object, me.Index)
+	if err := opener.unswapped(secret.CheckSwap()); err != nil {
+		return nil, err
+	}
+	id, err := lockbox.TokenIdentity(key)
+	if err != nil {
+		return nil, err
+	}
+	if me.Hybrid() {
+		return nil, fmt.Errorf("%s's exchange key is hybrid; a ceremony drills P-256 keys, keyturn weights drill drills this one", me.Name)
+	}
+	share, err := opener.openShare(ctx, id, object, me.Index)
 	if err != nil {
 		return nil, err
 	}

@@ -10,8 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/keyturn/keyturn/cmd/internal/ui"
-	"github.com/keyturn/keyturn/hsm"
-	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
@@ -144,11 +142,7 @@ func (d *decision) plan(id dsse.Digest) (*plan, error) {
 func recipientsOf(s *authority.State, r *signoff.Request) ([]recipient, error) {
 	var out []recipient
 	if r.Export != nil {
-		pub, err := r.Export.RecipientKey.ECDH()
-		if err != nil {
-			return nil, err
-		}
-		key, err := lockbox.P256Recipient(pub)
+		key, err := r.Export.RecipientKey.Recipient()
 		return append(out, recipient{r.Export.RecipientKey.Fingerprint(), key}), err
 	}
 	if r.Launch != nil {
@@ -196,15 +190,8 @@ func (d *decision) shares(ctx context.Context, p *plan) ([]signoff.Share, error)
 	return out, nil
 }
 
-// openShare fetches the deals of an object and opens the one dealt to key.
-func (a *app) openShare(ctx context.Context, key hsm.Decrypter, o *authority.Object, index uint16) (*lockbox.Share, error) {
-	if err := a.unswapped(secret.CheckSwap()); err != nil {
-		return nil, err
-	}
-	id, err := lockbox.TokenIdentity(key)
-	if err != nil {
-		return nil, err
-	}
+// openShare fetches the deals of an object and opens the one dealt to id.
+func (a *app) openShare(ctx context.Context, id *lockbox.Identity, o *authority.Object, index uint16) (*lockbox.Share, error) {
 	holder := id.Recipient().ID()
 	deal, err := a.dealTo(ctx, o, index, holder)
 	if err != nil {

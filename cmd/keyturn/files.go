@@ -96,6 +96,8 @@ func configHelp() *cobra.Command {
   name: alice                who you are in the charter; leave out if nobody
   signing: pkcs11:token=alice;object=sign?module-path=/usr/lib/.../module.so
   exchange: pkcs11:token=alice;object=exchange?module-path=...
+  mlkem768: alice.seed       of a hybrid exchange key: its second half,
+  seal: pkcs11:token=alice;object=seal?module-path=...   and what seals it
   state: state               directory for what was last seen, and proofs
 
 Paths are relative to the file. There is no key that skips a check.`}

@@ -48,13 +48,20 @@ func keyInitCmd(a *app) *cobra.Command {
 }
 
 func keyNewCmd(a *app) *cobra.Command {
-	var kind string
+	var kind, hybrid, seal string
 	var pcrs []int
 	var noPIN bool
 	cmd := &cobra.Command{Use: "new URI", Short: "make a key on a token or in the TPM; it never leaves it", Args: cobra.ExactArgs(1),
 		Long: `New makes one key. --kind is p256 (signs decisions), ecdh (receives shares),
-ed25519 (signs checkpoints) or seal (keeps a notary's share). It prints the
-public key as it goes into a charter.
+ed25519 (signs checkpoints) or seal (keeps a notary's share, or the second half
+of a hybrid key). It prints the public key as it goes into a charter.
+
+With --hybrid an ecdh key gets an ML-KEM-768 key beside it, and what is dealt to
+both withstands whoever breaks one (MLKEM768-P256, draft-ietf-hpke-pq). No token
+holds such a key yet: its seed goes to FILE, sealed by the key that --seal names,
+and is in this program's memory while a share is opened. FILE is mlkem768 and the
+sealing key seal in your configuration. Whoever loses FILE, or the sealing key,
+cannot open their shares any more, as if the token were lost: keep a copy of it.
 
 A tpm:PATH key is kept in the file PATH, which is of use to this TPM only. It
 gets a PIN of its own, and with --pcrs works only while these PCRs (bank
@@ -64,6 +71,16 @@ sha256) are what they are now. TPMs have no ed25519.`,
 			if noPIN {
 				pin = nil
 			}
+			if (hybrid != "") != (seal != "") || hybrid != "" && hsm.Kind(kind) != hsm.KindECDH {
+				return usage(errors.New("a hybrid key has --kind ecdh, --hybrid FILE and --seal URI"))
+			}
+			if hybrid != "" {
+				_, key, err := a.keyring().GenerateHybrid(cmd.Context(), args[0], seal, hybrid, pcrs, pin)
+				if err != nil {
+					return err
+				}
+				return a.printPublic(key)
+			}
 			c, err := a.keyring().Generate(cmd.Context(), args[0], hsm.Kind(kind), pcrs, pin)
 			if err != nil {
 				return err
@@ -71,6 +88,8 @@ sha256) are what they are now. TPMs have no ed25519.`,
 			return a.printNew(c)
 		}}
 	cmd.Flags().StringVar(&kind, "kind", "", "p256, ecdh, ed25519 or seal")
+	cmd.Flags().StringVar(&hybrid, "hybrid", "", "of an ecdh key: FILE to write its ML-KEM-768 half to")
+	cmd.Flags().StringVar(&seal, "seal", "", "with --hybrid: URI of the key, of kind seal, that seals that half")
 	cmd.Flags().IntSliceVar(&pcrs, "pcrs", nil, "tpm: only: PCRs to bind the key to, ascending, such as 4,7")
 	cmd.Flags().BoolVar(&noPIN, "no-pin", false, "tpm: only: whoever may use the TPM may use the key")
 	return require(cmd, "kind")
@@ -98,6 +117,10 @@ func (a *app) printKey(c *keys.Custody) error {
 	if err != nil {
 		return err
 	}
+	return a.printPublic(key)
+}
+
+func (a *app) printPublic(key signoff.PublicKey) error {
 	b, err := dsse.Encode(key)
 	if err != nil {
 		return err
@@ -336,6 +359,9 @@ func (a *app) follows(old *keys.Custody, file string) (*nextToken, error) {
 		}
 		return nil, nil
 	}
+	if old.Kind == hsm.KindECDH && owner.Exchange.Hybrid() {
+		return nil, ui.WithHint(fmt.Errorf("%s is half of a hybrid key of %s, which a P-256 key does not follow", old.URI, owner.Name), "make the next one with keyturn key new --hybrid, and put it into the token's file as exchange")
+	}
 	n := &nextToken{owner: *owner, file: file}
 	if file == "" {
 		n.file = owner.Name + "-token.json"
@@ -398,7 +424,7 @@ func (a *app) ownerOf(c *keys.Custody) (*authority.Owned, error) {
 	}
 	fp := fingerprint(c)
 	for _, t := range people.Tokens() {
-		if t.ID() == fp || t.HoldsShare() && t.Exchange.Fingerprint() == fp {
+		if t.ID() == fp || t.HoldsShare() && t.Exchange.P256Half().Fingerprint() == fp {
 			return &t, nil
 		}
 	}

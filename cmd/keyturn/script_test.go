@@ -12,6 +12,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/keyturn/keyturn/hsm/hsmtest"
+	"github.com/keyturn/keyturn/signoff/signofftest"
 )
 
 func TestMain(m *testing.M) {
@@ -32,6 +33,7 @@ func TestReferenceScripts(t *testing.T) { pages(t, newDesk(t), "testdata/referen
 func TestPeople(t *testing.T) {
 	d := newDesk(t)
 	frank, spare := d.NewPerson("frank", "third", "leadership", "security"), d.NewPerson("spare", "lab", "security")
+	frank.Doc.Exchange = signofftest.Hybrid(frank.Doc.Exchange)
 	d.writeJSON("frank.json", frank.Doc)
 	d.writeJSON("spare.json", spare.Doc.Token)
 	d.configure("frank", "frank")

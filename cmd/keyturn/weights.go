@@ -305,13 +305,17 @@ type weightsView struct {
 	Notaries   uint32      `json:"notaries"`         // epoch of the notaries' shares, as of the people's
 	Handover   *redealView `json:"handover"`         // what moving them to the notaries in office waits for; null if they are there
 	Registered *bool       `json:"registered"`       // what the log says; null if it was not asked
-	Quantum    bool        `json:"postQuantum"`
+	Quantum    *bool       `json:"postQuantum"`      // whether recorded shares withstand a quantum computer; null if only the log could say
 	Path       string      `json:"path"`
 }
 
 type sideView struct {
 	Threshold int `json:"threshold"`
 	Holders   int `json:"holders"`
+	// Of the epoch that is worst off, see authority.Exposure: holders whose share
+	// was sealed to P-256 alone, and how many shares it takes.
+	Classic int `json:"classic"`
+	Takes   int `json:"takes"`
 }
 
 func (d *sealedDir) view() (weightsView, error) {
@@ -322,12 +326,55 @@ func (d *sealedDir) view() (weightsView, error) {
 	o := d.object
 	v := weightsView{Object: d.objectID, Name: o.Name, Sealer: d.tokens[d.signed.Hint].Name, Created: o.Created, Manifest: o.Manifest, Path: d.path,
 		Files: o.Summary.Files, Bytes: o.Summary.Bytes, Tensors: o.Summary.Tensors, Parameters: o.Summary.Parameters, DTypes: o.Summary.DTypes,
-		People:   sideView{o.Lockbox.People.Threshold, len(d.people.Members)},
-		Machines: sideView{o.Lockbox.Machines.Threshold, len(params.Machines.Holders)}, Quantum: params.PostQuantum()}
+		People:   sideView{Threshold: o.Lockbox.People.Threshold, Holders: len(d.people.Members)},
+		Machines: sideView{Threshold: o.Lockbox.Machines.Threshold, Holders: len(params.Machines.Holders)}}
 	if v.Claim = o.Claim; !o.Claim.IsZero() {
 		v.Sealer = "node " + o.Sealer.String()
 	}
-	return v, nil
+	return v, d.exposed(&v)
+}
+
+// exposed says what the deals at hand withstand. That they withstand is not the
+// whole answer, as the log has what became of them.
+func (d *sealedDir) exposed(v *weightsView) error {
+	_, shares, err := d.deals()
+	if err != nil {
+		return err
+	}
+	deals, err := lockbox.ParseDeals(shares)
+	if err != nil {
+		return err
+	}
+	x, err := authority.NewExposure(&authority.Object{ID: d.objectID, Doc: d.object}, d.tokens)
+	if err != nil {
+		return err
+	}
+	x.Deals(append(deals.People, deals.Machines...)...)
+	v.expose(x)
+	if *v.Quantum {
+		v.Quantum = nil
+	}
+	return nil
+}
+
+func (v *weightsView) expose(x *authority.Exposure) {
+	v.People.Classic, v.People.Takes = x.Side(lockbox.People)
+	v.Machines.Classic, v.Machines.Takes = x.Side(lockbox.Machines)
+	withstands := x.Withstands()
+	v.Quantum = &withstands
+}
+
+// withstands is the answer of Exposure in words.
+func (v weightsView) withstands() string {
+	sides := fmt.Sprintf("under P-256 alone stand %d people's shares where %d open it, and %d notaries' where %d do",
+		v.People.Classic, v.People.Takes, v.Machines.Classic, v.Machines.Takes)
+	switch {
+	case v.Quantum == nil:
+		return "as it was dealt, a quantum computer to which a copy is shown later; what was released since, the log knows (--log): " + sides
+	case *v.Quantum:
+		return "a quantum computer to which a copy is shown later, until it is released, as long as ML-KEM-768 does (signatures do not): " + sides
+	}
+	return "no quantum computer: " + sides
 }
 
 func (v weightsView) text(w io.Writer) {
@@ -346,10 +393,6 @@ func (v weightsView) text(w io.Writer) {
 	default:
 		shares += "; NOT in the log: keyturn weights register"
 	}
-	withstands := "a quantum computer, as long as ML-KEM-768 does, until it is released to a P-256 key"
-	if !v.Quantum {
-		withstands = "no quantum computer: enough shares are sealed to P-256 keys alone"
-	}
 	sealer := v.Sealer
 	opens := fmt.Sprintf("%d of %d people and %d of %d notaries", v.People.Threshold, v.People.Holders, v.Machines.Threshold, v.Machines.Holders)
 	if !v.Claim.IsZero() {
@@ -360,7 +403,7 @@ func (v weightsView) text(w io.Writer) {
 		{"object", v.Object.String()}, {"name", v.Name}, {"sealed by", sealer}, {"manifest", v.Manifest.String()},
 		{"content", strings.TrimSuffix(fmt.Sprintf("%d files, %s, %d tensors, %d parameters, %s", v.Files, ui.Bytes(v.Bytes), v.Tensors, v.Parameters, strings.Join(v.DTypes, " ")), ", ")},
 		{"opens with", opens},
-		{"shares", shares}, {"withstands", withstands},
+		{"shares", shares}, {"withstands", v.withstands()},
 	}
 	if len(v.HeldBy) > 0 {
 		rows = append(rows, []string{"held by", strings.Join(v.HeldBy, ", ")})

@@ -12,6 +12,7 @@ import (
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/follow"
 	"github.com/keyturn/keyturn/signoff/lockbox"
 	"github.com/keyturn/keyturn/signoff/weights"
 	"github.com/keyturn/keyturn/signoff/weights/release"
@@ -56,12 +57,9 @@ func (a *app) info(ctx context.Context, d *sealedDir, log bool) error {
 	if err != nil {
 		return err
 	}
-	if _, _, err := d.deals(); err != nil {
-		return err
-	}
 	view.Epoch, view.Notaries = firstEpoch, firstEpoch
 	if log {
-		if err := a.held(&view); err != nil {
+		if err := errors.Join(a.held(&view), a.exposed(ctx, &view)); err != nil {
 			return err
 		}
 	}
@@ -78,15 +76,44 @@ func (a *app) held(v *weightsView) error {
 		}
 		v.Epoch, v.Redeal = o.People.Epoch, viewRedeal(s, o, lockbox.People)
 		v.Notaries, v.Handover, v.Term = o.Machines.Epoch, viewRedeal(s, o, lockbox.Machines), s.Term().Number
-		v.Machines = sideView{o.Machines.Threshold(), len(o.Machines.Holders)}
+		v.Machines.Threshold, v.Machines.Holders = o.Machines.Threshold(), len(o.Machines.Holders)
 		indices := slices.Compact(slices.Sorted(maps.Values(o.People.Holders)))
-		v.People = sideView{o.People.Threshold(), len(indices)}
+		v.People.Threshold, v.People.Holders = o.People.Threshold(), len(indices)
 		for _, i := range indices {
 			v.HeldBy = append(v.HeldBy, s.HolderName(i))
 		}
 		return nil
 	})
 }
+
+// exposed looks through the log for the object's shares, and for what they are
+// sealed to.
+func (a *app) exposed(ctx context.Context, v *weightsView) error {
+	if v.Registered == nil || !*v.Registered {
+		return nil
+	}
+	return a.view(func(_ *authority.Authority, s *authority.State) error {
+		x, err := authority.NewExposure(s.Objects[v.Object], s.Tokens)
+		if err != nil {
+			return err
+		}
+		for i, line := range a.leaves {
+			if err := x.Entry(line, sourceBlobs{ctx, a.follower.Source()}); err != nil {
+				return ui.WithHint(fmt.Errorf("entry %d: %w", i, err), "without it nobody can say what the object withstands; ask a copy of the log that has it")
+			}
+		}
+		v.expose(x)
+		return nil
+	})
+}
+
+// sourceBlobs reads blobs from where the log comes from.
+type sourceBlobs struct {
+	ctx    context.Context
+	source follow.Source
+}
+
+func (b sourceBlobs) Blob(d dsse.Digest) ([]byte, error) { return b.source.Blob(b.ctx, d) }
 
 func weightsVerifyCmd(a *app) *cobra.Command {
 	var trust trustFlags

@@ -25,7 +25,7 @@ type redealing struct {
 	me      *authority.Member
 	holder  dsse.Digest // the exchange key at hand
 	key     hsm.Key
-	opens   hsm.Decrypter
+	opens   *lockbox.Identity
 	blobs   map[dsse.Digest][]*lockbox.SubDeals
 	objects map[dsse.Digest]bool // nil: all
 
@@ -148,9 +148,16 @@ func (r *redealing) batches(ctx context.Context, todo func(*authority.State, *au
 	}
 }
 
-// next lists a batch of objects that want a step, and how many do.
+// maxSubShare bounds a sub-share in a blob, in bytes: 1233 in base64 if its key
+// is hybrid, and whom it is for.
+const maxSubShare = 2 << 10
+
+// next lists a batch of objects that want a step, and how many do. A batch has a
+// sub-share for every token of the roster and must fit a blob.
 func (r *redealing) next(todo func(*authority.State, *authority.Object) bool) (batch []*authority.Object, total int, err error) {
+	tokens := 1
 	err = r.view(func(_ *authority.Authority, s *authority.State) error {
+		tokens = max(1, len(s.People.Tokens()))
 		for id, o := range s.Objects {
 			if (r.objects == nil || r.objects[id]) && todo(s, o) {
 				batch = append(batch, o)
@@ -160,7 +167,7 @@ func (r *redealing) next(todo func(*authority.State, *authority.Object) bool) (b
 	})
 	slices.SortFunc(batch, func(x, y *authority.Object) int { return int(x.Index) - int(y.Index) })
 	total = len(batch)
-	return batch[:min(total, signoff.MaxRedealt)], total, err
+	return batch[:min(total, signoff.MaxRedealt, maxShares/(tokens*maxSubShare))], total, err
 }
 
 func (r *redealing) mayDeal(s *authority.State, o *authority.Object) bool {
@@ -239,10 +246,6 @@ func (r *redealing) accept(ctx context.Context, objects []*authority.Object) (si
 	if err != nil {
 		return nil, err
 	}
-	id, err := lockbox.TokenIdentity(r.opens)
-	if err != nil {
-		return nil, err
-	}
 	c := &custody{redealing: r, doc: &signoff.Custody{Charter: r.id, Person: r.me.ID}}
 	for i, o := range objects {
 		held := signoff.Held{Object: o.ID, Epoch: o.Redeal.Epoch, Sharing: authority.SharingDigest(o.Redeal.Sharing)}
@@ -250,7 +253,7 @@ func (r *redealing) accept(ctx context.Context, objects []*authority.Object) (si
 		if err != nil {
 			return nil, err
 		}
-		share, _, err := boxes[i].Accept(ctx, id, r.me.Index, parts)
+		share, _, err := boxes[i].Accept(ctx, r.opens, r.me.Index, parts)
 		var fault *lockbox.ShareError
 		switch {
 		case errors.As(err, &fault) && fault.Dealer != 0:
@@ -323,11 +326,7 @@ type custody struct {
 func (c *custody) take(share *lockbox.Share, held signoff.Held) error {
 	defer share.Wipe()
 	for _, t := range c.me.Tokens() {
-		pub, err := t.Exchange.ECDH()
-		if err != nil {
-			return err
-		}
-		key, err := lockbox.P256Recipient(pub)
+		key, err := t.Exchange.Recipient()
 		if err != nil {
 			return err
 		}

@@ -13,7 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyturn/keyturn/cmd/internal/keys"
 	"github.com/keyturn/keyturn/cmd/internal/ui"
+	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/hsm/file"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
@@ -29,7 +32,12 @@ type desk struct {
 
 func newDesk(t *testing.T) *desk {
 	t.Helper()
-	d := &desk{Cluster: signofftest.Start(t, nil), t: t, work: t.TempDir()}
+	return newDeskWith(t, nil)
+}
+
+func newDeskWith(t *testing.T, edit func(*signoff.Charter)) *desk {
+	t.Helper()
+	d := &desk{Cluster: signofftest.Start(t, edit), t: t, work: t.TempDir()}
 	d.Tick()
 	genesis, err := signoff.ReadLine(d.Genesis[0])
 	if err != nil {
@@ -47,8 +55,30 @@ func newDesk(t *testing.T) *desk {
 // is the token's, but for spares.
 func (d *desk) configure(token, person string) {
 	d.t.Helper()
-	d.write(token+".yaml", fmt.Appendf(nil, "charter: %s\ncharterFile: charter.json\nname: %s\nsigning: file:%s\nexchange: file:%s\nstate: state-%s\n",
-		d.ID, person, filepath.Join(d.Dir, token+".pem"), filepath.Join(d.Dir, token+"-x.pem"), token))
+	config := fmt.Appendf(nil, "charter: %s\ncharterFile: charter.json\nname: %s\nsigning: file:%s\nexchange: file:%s\nstate: state-%s\n",
+		d.ID, person, filepath.Join(d.Dir, token+".pem"), filepath.Join(d.Dir, token+"-x.pem"), token)
+	if x := d.People[token].Doc.Exchange; x.Hybrid() {
+		config = fmt.Appendf(config, "mlkem768: %s.seed\nseal: %s\n", token, d.keepSeed(token, x))
+	}
+	d.write(token+".yaml", config)
+}
+
+// keepSeed writes the seed file of a hybrid key and says what seals it.
+func (d *desk) keepSeed(token string, x signoff.PublicKey) (seal string) {
+	d.t.Helper()
+	seal = "file:" + filepath.Join(d.Dir, token+"-seal.pem")
+	_, err := file.Generate(seal, hsm.KindSeal)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	sealer, err := file.OpenSealer(seal)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	if err := keys.KeepSeed(context.Background(), sealer, x, signofftest.Seed(x), d.path(token+".seed")); err != nil {
+		d.t.Fatal(err)
+	}
+	return seal
 }
 
 func (d *desk) writeJSON(name string, v any) {
@@ -174,7 +204,7 @@ func TestExportFromSealToOpen(t *testing.T) {
 	}
 	var info weightsView
 	d.answer(&info, "carol", "weights", "info", d.path("model.sealed"), "--log")
-	if info.Object != v.Object || info.People != (sideView{3, 5}) || info.Machines != (sideView{3, 4}) || info.Epoch != 1 || !*info.Registered || info.Quantum {
+	if info.Object != v.Object || info.People != (sideView{3, 5, 5, 3}) || info.Machines != (sideView{3, 4, 4, 3}) || info.Epoch != 1 || !*info.Registered || info.Quantum == nil || *info.Quantum {
 		t.Fatalf("info says %+v", info)
 	}
 	d.does("carol", "", "weights", "drill", v.Object.Hex()[:8])
@@ -196,6 +226,56 @@ func TestExportFromSealToOpen(t *testing.T) {
 	t.Run("recipient", func(t *testing.T) { d.t = t; d.receive(t, uri) })
 	t.Run("age", func(t *testing.T) { d.t = t; d.receiveByAge(t, uri) })
 	t.Run("attacks", func(t *testing.T) { d.t = t; d.attackRecipient(uri) })
+}
+
+// What is dealt to hybrid keys withstands a quantum computer until enough of it
+// was released to keys that do not; without the log nobody can say that it was not.
+func TestHybridHolders(t *testing.T) {
+	d := newDeskWith(t, func(c *signoff.Charter) {
+		for i := range c.People[:3] { // alice, bob, carol
+			c.People[i].Exchange = signofftest.Hybrid(c.People[i].Exchange)
+		}
+	})
+	v := d.seal("erin", "model")
+	if v.Quantum != nil {
+		t.Fatalf("sealing knows what the log says: %+v", v)
+	}
+	withstands := func(classic int, want string) {
+		t.Helper()
+		var info weightsView
+		d.answer(&info, "dave", "weights", "info", d.path("model.sealed"), "--log")
+		if out := d.does("dave", "", "weights", "info", d.path("model.sealed"), "--log"); !strings.Contains(out, want) {
+			t.Fatalf("info says\n%swant %q", out, want)
+		}
+		if info.Quantum == nil || *info.Quantum != strings.HasPrefix(want, "a ") || info.People != (sideView{3, 5, classic, 3}) || info.Machines != (sideView{3, 4, 4, 3}) {
+			t.Fatalf("info says %+v", info)
+		}
+	}
+	withstands(2, "a quantum computer to which a copy is shown later, until it is released")
+	if out := d.does("dave", "", "weights", "info", d.path("model.sealed")); !strings.Contains(out, "what was released since, the log knows") {
+		t.Fatalf("info without the log says\n%s", out)
+	}
+	for _, person := range []string{"alice", "carol", "dave"} {
+		d.does(person, "", "weights", "drill", v.Object.Hex()[:8])
+	}
+	whole, err := os.ReadFile(d.path("carol.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	half, _, _ := bytes.Cut(whole, []byte("mlkem768"))
+	d.write("carol.yaml", half)
+	d.refused("as hybrid; name the file of its ML-KEM-768 half", "carol", "weights", "drill", v.Object.Hex()[:8])
+	d.write("carol.yaml", whole)
+
+	uri, public := d.recipient("partner")
+	id := d.askExport(v.Object, public)
+	d.approve(id, "dave") // whose share stands under P-256 anyhow, like erin's
+	withstands(2, "a quantum computer")
+	d.approve(id, "bob", "carol")
+	withstands(4, "no quantum computer: under P-256 alone stand 4 people's shares where 3 open it")
+	d.does("alice", "", "warrant", "get", id, "--out", d.path("warrant.json"))
+	d.does("alice", "", "weights", "export", id, "--sealed", d.path("model.sealed"), "--out", d.path("exported"))
+	d.receive(t, uri)
 }
 
 // receive opens the export with nothing but the directory, the key and the
@@ -399,7 +479,7 @@ func TestExportAfterTheNotariesChanged(t *testing.T) {
 
 	var info weightsView
 	d.answer(&info, "carol", "weights", "info", d.path("model.sealed"), "--log")
-	if info.Term != 2 || info.Notaries != 2 || info.Handover != nil || info.Machines != (sideView{3, 4}) || info.Epoch != 1 {
+	if info.Term != 2 || info.Notaries != 2 || info.Handover != nil || info.Machines != (sideView{3, 4, 4, 3}) || info.Epoch != 1 {
 		t.Fatalf("info says %+v", info)
 	}
 	uri, public := d.recipient("partner")

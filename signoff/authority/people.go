@@ -180,6 +180,10 @@ func (m *Member) changed(t signoff.TokenChange, development bool, keys signoff.K
 	if len(tokens) > 1 {
 		next.Spares = tokens[1:]
 	}
+	// Back to P-256 alone nobody need go: any token does for the P-256 half.
+	if m.Hybrid() && !next.Hybrid() {
+		return nil, fmt.Errorf("%s's exchange keys are hybrid and the new token's is not; make one with keyturn key new --hybrid", m.Name)
+	}
 	return &next, next.CheckAlike()
 }
 

@@ -55,6 +55,8 @@ type Bearer struct {
 	Name  string
 	Index uint16   // of the share that is dealt to it now; 0 if none is, as it left office
 	Keys  []Digest // exchange keys by fingerprint, first the first token's; none of who only signs
+
+	exchange []signoff.PublicKey // the same keys
 }
 
 // Bearer is the person as a holder of shares.
@@ -62,7 +64,7 @@ func (m *Member) Bearer() Bearer {
 	b := Bearer{Side: lockbox.People, Name: m.Name, Index: m.Index}
 	for _, t := range m.Tokens() {
 		if t.HoldsShare() {
-			b.Keys = append(b.Keys, t.Exchange.Fingerprint())
+			b.Keys, b.exchange = append(b.Keys, t.Exchange.Fingerprint()), append(b.exchange, t.Exchange)
 		}
 	}
 	return b
@@ -74,7 +76,8 @@ func (s *State) NotaryBearer(id Digest) (Bearer, bool) {
 	if !ok || g.notary == nil {
 		return Bearer{}, false
 	}
-	return Bearer{lockbox.Machines, g.notary.Name, g.index, []Digest{g.notary.Exchange.Fingerprint()}}, true
+	x := g.notary.Exchange
+	return Bearer{lockbox.Machines, g.notary.Name, g.index, []Digest{x.Fingerprint()}, []signoff.PublicKey{x}}, true
 }
 
 // Bearers are those who are to hold shares of a side: the people of the roster
@@ -418,7 +421,7 @@ func (d decision) ownDeals(c *signoff.Custody, b Bearer) ([]lockbox.Deal, error)
 // takeOwn checks the deals of one object, one for each key of the bearer, by
 // what they say of themselves, and returns the rest.
 func takeOwn(deals []lockbox.Deal, object Digest, epoch uint32, b Bearer) ([]lockbox.Deal, error) {
-	for _, k := range b.Keys {
+	for i, k := range b.Keys {
 		if len(deals) == 0 {
 			return nil, fmt.Errorf("no deal of object %s for %s's key %s", object.Short(), b.Name, k.Short())
 		}
@@ -426,6 +429,13 @@ func takeOwn(deals []lockbox.Deal, object Digest, epoch uint32, b Bearer) ([]loc
 		if x.Object != object || x.Epoch != epoch || x.Index != b.Index || x.Holder != k {
 			return nil, fmt.Errorf("a deal of share %d of object %s in epoch %d for key %s stands where share %d of %s in epoch %d for %s belongs",
 				x.Index, x.Object.Short(), x.Epoch, x.Holder.Short(), b.Index, object.Short(), epoch, k.Short())
+		}
+		key, err := b.exchange[i].Recipient()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", b.Name, err)
+		}
+		if err := fits(x, key); err != nil {
+			return nil, err
 		}
 		deals = deals[1:]
 	}

@@ -18,8 +18,7 @@ func (l *log) share(person string, object Digest) *lockbox.Share {
 	l.t.Helper()
 	o := l.state().Objects[object]
 	m, _ := l.state().Person(l.id(person))
-	id, err := lockbox.TokenIdentity(l.People[person].Exchange)
-	l.must(err)
+	id := l.People[person].Identity(l.t)
 	blob, own := o.People.DealsOf(m.Index)
 	var deal lockbox.Deal
 	if own {
@@ -87,8 +86,7 @@ func (l *log) parts(object Digest) (*lockbox.Redeal, []*lockbox.SubDeals) {
 func (l *log) custody(person string, objects ...Digest) *signoff.Signed {
 	l.t.Helper()
 	m, _ := l.state().Person(l.id(person))
-	id, err := lockbox.TokenIdentity(l.People[person].Exchange)
-	l.must(err)
+	id := l.People[person].Identity(l.t)
 	c := &signoff.Custody{Charter: l.ID, Person: m.ID}
 	var deals []lockbox.Deal
 	for _, object := range objects {
@@ -358,11 +356,7 @@ func TestSpareGetsTheShare(t *testing.T) {
 
 func recipient(t *testing.T, k signoff.PublicKey) lockbox.Recipient {
 	t.Helper()
-	pub, err := k.ECDH()
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := lockbox.P256Recipient(pub)
+	r, err := k.Recipient()
 	if err != nil {
 		t.Fatal(err)
 	}

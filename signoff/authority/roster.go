@@ -71,11 +71,7 @@ func (r *Roster) Holders() (lockbox.Group, error) {
 			if !t.HoldsShare() {
 				continue
 			}
-			pub, err := t.Exchange.ECDH()
-			if err != nil {
-				return g, fmt.Errorf("%s: %w", m.Name, err)
-			}
-			key, err := lockbox.P256Recipient(pub)
+			key, err := t.Exchange.Recipient()
 			if err != nil {
 				return g, fmt.Errorf("%s: %w", m.Name, err)
 			}
@@ -179,9 +175,9 @@ func (s *State) oldKeys() (signoff.KeySet, error) {
 		keys[s.groupID] = "the notaries' group key"
 	}
 	for _, t := range s.Tokens {
-		keys[t.Signing.Fingerprint()] = t.Name + "'s signing key"
+		keys.Put(t.Name+"'s signing key", t.Signing)
 		if t.HoldsShare() {
-			keys[t.Exchange.Fingerprint()] = t.Name + "'s exchange key"
+			keys.Put(t.Name+"'s exchange key", t.Exchange)
 		}
 	}
 	for _, n := range s.Nodes {

@@ -163,6 +163,9 @@ func token(w *writer, t signoff.Token) {
 	w.field("", "signs with %s, %s", t.Signing.Fingerprint(), class(t.Signing))
 	if t.HoldsShare() {
 		w.field("", "opens with %s, %s", t.Exchange.Fingerprint(), class(t.Exchange))
+		if t.Exchange.Hybrid() {
+			w.field("", "which is hybrid: its ML-KEM-768 half is in a sealed file")
+		}
 	} else {
 		w.field("", "opens nothing: it signs, and holds no share")
 	}

@@ -27,7 +27,7 @@ import (
 type Digest = signoff.Digest
 
 // The texts in testdata are what people sign: format "keyturn display 1",
-// recorded 2026-11-24. A change to one of them is a new format.
+// recorded 2026-11-24, people-hybrid 2026-11-26. A change to one of them is a new format.
 var update = flag.Bool("update", false, "write the golden texts anew")
 
 func digest(s string) Digest { return sha256.Sum256([]byte(s)) }
@@ -196,7 +196,11 @@ func TestGolden(t *testing.T) {
 			{Person: charter.People[0].ID(), Roles: []string{"leadership", "safety"}}, {Person: digest("nobody"), Roles: []string{"research"}}}}
 	})
 	roles.Shares = 3
+	hybrid := signoff.Token{Signing: key("bob-3"), Exchange: signoff.PublicKey{Encoded: []byte("bob-3-x"), Class: "witnessed", MLKEM768: []byte("bob-3-pq")}}
 	for name, in := range map[string]display.Input{
+		"people-hybrid": input(t, signoff.ActionPeopleChange, func(r *signoff.Request) {
+			r.People = &signoff.PeopleChange{Tokens: []signoff.TokenChange{{Person: charter.People[1].ID(), Add: &hybrid}}}
+		}),
 		"export": input(t, signoff.ActionExport, export),
 		"launch": input(t, signoff.ActionLaunch, launch),
 		"enrol": input(t, signoff.ActionEnrol, func(r *signoff.Request) {

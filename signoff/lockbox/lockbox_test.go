@@ -269,34 +269,6 @@ func TestHybrid(t *testing.T) {
 	wantFault(t, err, Malformed, c)
 }
 
-func TestPostQuantum(t *testing.T) {
-	classic, hybrid := newMembers(t, 4), []member{newMember(t, 1, true), newMember(t, 2, true), newMember(t, 3, true)}
-	mixed := func(h, c int) []member { return append(append([]member{}, hybrid[:h]...), classic[h:h+c]...) }
-	spared := append(append([]member{}, hybrid...), member{Holder: Holder{Index: 1, Key: classic[0].Key, Spare: true}}, member{Holder: Holder{Index: 2, Key: classic[1].Key, Spare: true}})
-	for name, tc := range map[string]struct {
-		group Group
-		want  bool
-	}{
-		"all hybrid":              {groupOf(2, hybrid), true},
-		"one classic of t=2":      {groupOf(2, mixed(2, 1)), true},
-		"two classic of t=2":      {groupOf(2, mixed(1, 2)), false},
-		"all classic":             {groupOf(2, classic), false},
-		"classic spares weaken":   {groupOf(2, spared), false},
-		"a group that is refused": {Group{}, false},
-	} {
-		if got := tc.group.PostQuantum(); got != tc.want {
-			t.Errorf("%s: got %v", name, got)
-		}
-	}
-	one := Params{fill("charter"), groupOf(2, hybrid), groupOf(2, classic)}
-	if !one.PostQuantum() {
-		t.Error("one side that withstands is enough, as both secrets are needed")
-	}
-	if (Params{}).PostQuantum() {
-		t.Error("empty parameters withstand")
-	}
-}
-
 func TestRecipientText(t *testing.T) {
 	for _, m := range []member{newMember(t, 1, false), newMember(t, 1, true)} {
 		text, err := m.Key.MarshalText()

@@ -92,19 +92,6 @@ func (g Group) find(index uint16, id [32]byte) (Holder, error) {
 	return Holder{}, fmt.Errorf("lockbox: no holder %d with key sha256:%x in this group", index, id)
 }
 
-// PostQuantum reports whether fewer holders than the threshold rely on P-256
-// alone, so that recorded deals do not give a quantum computer this side. A
-// holder with a spare is as weak as the weaker key.
-func (g Group) PostQuantum() bool {
-	classic := map[uint16]bool{}
-	for _, h := range g.Holders {
-		if !h.Key.Hybrid() {
-			classic[h.Index] = true
-		}
-	}
-	return g.Check() == nil && len(classic) < int(g.Threshold)
-}
-
 // Params is who holds a lockbox.
 type Params struct {
 	Charter  [32]byte
@@ -134,11 +121,4 @@ func (p Params) Check() error {
 		}
 	}
 	return nil
-}
-
-// PostQuantum reports whether the recorded deals of an object withstand a
-// quantum computer: one side that does suffices, as both secrets are needed.
-// What was released to a recipient with a P-256 key is not covered by it.
-func (p Params) PostQuantum() bool {
-	return p.Check() == nil && (p.People.PostQuantum() || p.Machines.PostQuantum())
 }

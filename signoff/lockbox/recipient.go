@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/keyturn/keyturn/hsm"
@@ -59,8 +60,13 @@ func HybridRecipient(pq *mlkem.EncapsulationKey768, pub *ecdh.PublicKey) (Recipi
 	if err != nil {
 		return Recipient{}, fmt.Errorf("lockbox: hybrid recipient: %w", err)
 	}
-	id := dsse.Sum("keyturn/recipient/v1", []byte(strings.TrimSuffix(hybridPrefix, ":")), key.Bytes())
-	return Recipient{key, id}, nil
+	return Recipient{key, HybridID(pq.Bytes(), pub.Bytes())}, nil
+}
+
+// HybridID is [Recipient.ID] of a hybrid key, of its ML-KEM-768 encapsulation key
+// and its uncompressed P-256 point. It checks neither.
+func HybridID(pq, point []byte) [32]byte {
+	return dsse.Sum("keyturn/recipient/v1", []byte(strings.TrimSuffix(hybridPrefix, ":")), slices.Concat(pq, point))
 }
 
 // ParseRecipient reads what [Recipient.String] writes, and no other spelling.
@@ -151,6 +157,10 @@ func (r Recipient) encSize() int {
 	}
 	return pointSize
 }
+
+// SealedSize is the length of a share sealed to r, and tells which of the two
+// KEMs it was sealed with.
+func (r Recipient) SealedSize() int { return r.encSize() + pairSize + tagSize }
 
 // seal returns enc ‖ ciphertext of a 64-byte pair.
 func (r Recipient) seal(info []byte, p pair) ([]byte, error) {

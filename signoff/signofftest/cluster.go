@@ -168,6 +168,9 @@ func Keys(t testing.TB, edit func(*signoff.Charter), more ...string) *Cluster {
 	if edit != nil {
 		edit(c.Charter)
 	}
+	for _, p := range c.Charter.People {
+		c.People[p.Name].Doc = p
+	}
 	c.found()
 	return c
 }

@@ -37,6 +37,10 @@ type Person struct {
 	// Signing and Exchange are the URIs of your two keys.
 	Signing  string `mapstructure:"signing"`
 	Exchange string `mapstructure:"exchange"`
+	// MLKEM768 is the file with the second half of a hybrid exchange key, and
+	// Seal the URI of the key that it is sealed by.
+	MLKEM768 string `mapstructure:"mlkem768"`
+	Seal     string `mapstructure:"seal"`
 	// State is a directory for what was last seen of the log and for proofs.
 	State string `mapstructure:"state"`
 }

@@ -138,7 +138,8 @@ func (v *verifier) people() error {
 			return err
 		}
 		for _, t := range v.r.Tokens {
-			keys[t.Signing.Fingerprint()], keys[t.Exchange.Fingerprint()] = t.Name+"'s key", t.Name+"'s key"
+			keys.Put(t.Name+"'s key", t.Signing)
+			keys.Put(t.Name+"'s key", t.Exchange)
 		}
 		if v.r.People, err = v.r.People.Changed(q.People, v.r.Charter.Development, keys, v.r.Tokens); err != nil {
 			return err
