@@ -3,17 +3,24 @@ package keys
 import (
 	"bytes"
 	"context"
+	"crypto/ecdh"
 	"crypto/mlkem"
+	"crypto/rand"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/hsm/file"
+	"github.com/keyturn/keyturn/hsm/secret"
+	"github.com/keyturn/keyturn/hsm/token"
 	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/lockbox"
 )
 
 // A hybridKey is a hybrid exchange key with its parts in files.
@@ -107,5 +114,89 @@ func TestAttackSeedFiles(t *testing.T) {
 		if id, err := r.Identity(ctx, x.at, x.pinned); err == nil || !strings.Contains(err.Error(), x.reason) {
 			t.Errorf("%s: %v, %v; want %q", name, id, err, x.reason)
 		}
+	}
+}
+
+const softHSM = "/usr/lib/softhsm/libsofthsm2.so"
+
+// onToken is a ring with a new SoftHSM token, and what URIs of its keys begin
+// and end with.
+func onToken(t *testing.T) (r *Ring, before, after string) {
+	t.Helper()
+	if _, err := os.Stat(softHSM); err != nil {
+		t.Skip("needs SoftHSM2 (package softhsm2)")
+	}
+	dir := t.TempDir()
+	helper := filepath.Join(dir, "keyturn-token")
+	build := exec.Command("go", "build", "-o", helper, "github.com/keyturn/keyturn/cmd/keyturn-token")
+	build.Env = append(os.Environ(), "CGO_ENABLED=1")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build keyturn-token: %s", out)
+	}
+	conf := filepath.Join(dir, "softhsm2.conf")
+	check(t, errors.Join(os.Mkdir(filepath.Join(dir, "tokens"), 0o700),
+		os.WriteFile(conf, fmt.Appendf(nil, "directories.tokendir = %s/tokens\nlog.level = ERROR\n", dir), 0o600)))
+	t.Setenv("SOFTHSM2_CONF", conf)
+	cfg := token.Config{Helper: helper, Module: softHSM}
+	check(t, token.Init(t.Context(), cfg, "alice", []byte("officer-pin-1"), []byte("user-pin-1")))
+	uri := "pkcs11:token=alice?module-path=" + softHSM
+	tok, err := token.Open(t.Context(), cfg, uri, func(context.Context, string) (*secret.Buffer, error) { return secret.Take([]byte("user-pin-1")) })
+	check(t, err)
+	r = New(nil)
+	t.Cleanup(r.Close)
+	u, err := hsm.ParseURI(uri)
+	check(t, err)
+	r.tokens[u.String()] = tok
+	return r, "pkcs11:token=alice;object=", "?module-path=" + softHSM
+}
+
+// A share dealt to a hybrid key opens with an agreement made in the token and a
+// seed that the token unsealed; not with another token's agreement.
+func TestHybridKeyOnToken(t *testing.T) {
+	r, before, after := onToken(t)
+	ctx := t.Context()
+	_, err := r.Generate(ctx, before+"seal"+after, hsm.KindSeal, nil, nil)
+	check(t, err)
+	x := Exchange{URI: before + "x" + after, Seal: before + "seal" + after, MLKEM768: filepath.Join(t.TempDir(), "seed")}
+	c, public, err := r.GenerateHybrid(ctx, x.URI, x.Seal, x.MLKEM768, nil, nil)
+	check(t, err)
+	if !c.Made || !c.Stays || !public.Hybrid() {
+		t.Fatalf("made %+v with public key %+v", c, public)
+	}
+	id, err := r.Identity(ctx, x, public)
+	check(t, err)
+	to, err := public.Recipient()
+	check(t, err)
+	group := func(first lockbox.Recipient) lockbox.Group {
+		g := lockbox.Group{Threshold: 2, Holders: []lockbox.Holder{{Index: 1, Key: first}}}
+		for i := uint16(2); i < 4; i++ {
+			k, err := ecdh.P256().GenerateKey(rand.Reader)
+			check(t, err)
+			other, err := lockbox.P256Recipient(k.PublicKey())
+			check(t, err)
+			g.Holders = append(g.Holders, lockbox.Holder{Index: i, Key: other})
+		}
+		return g
+	}
+	k, err := ecdh.P256().GenerateKey(rand.Reader)
+	check(t, err)
+	notary, err := lockbox.P256Recipient(k.PublicKey())
+	check(t, err)
+	params := lockbox.Params{Charter: [32]byte{1}, People: group(to), Machines: group(notary)}
+	secrets, box, err := lockbox.New(rand.Reader, params)
+	check(t, err)
+	defer secrets.Wipe()
+	deals, err := secrets.Deal([32]byte{2}, 1)
+	check(t, err)
+	where := lockbox.Context{Charter: params.Charter, Object: [32]byte{2}, Side: lockbox.People, Epoch: 1, Index: 1, Holder: to.ID()}
+	share, err := lockbox.OpenShare(ctx, id, where, box.People, deals.People[0])
+	check(t, err)
+	share.Wipe()
+
+	_, err = r.Generate(ctx, before+"other"+after, hsm.KindECDH, nil, nil)
+	check(t, err)
+	x.URI = before + "other" + after
+	if _, err := r.Identity(ctx, x, public); !errors.Is(err, hsm.ErrWrongIdentity) {
+		t.Fatalf("another key of the token: %v", err)
 	}
 }
