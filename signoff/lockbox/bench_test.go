@@ -24,7 +24,15 @@ func BenchmarkSeal1000Shares(b *testing.B) {
 
 // One approval of one object: open, check, re-seal.
 func BenchmarkRelease(b *testing.B) {
-	w := newWorld(b, 5, 9, 9, 13)
+	for name, hybrid := range map[string]bool{"p256": false, "hybrid": true} {
+		b.Run(name, func(b *testing.B) { benchmarkRelease(b, hybrid) })
+	}
+}
+
+func benchmarkRelease(b *testing.B, hybrid bool) {
+	machines := newMembers(b, 13)
+	machines[0] = newMember(b, 1, hybrid)
+	w := sealWorld(b, 5, 9, newMembers(b, 9), machines)
 	m, to := w.machines[0], newMember(b, 1, false)
 	c, d := w.context(Machines, m), w.deal(Machines, m)
 	rc := ReleaseContext{c, fill("request"), to.ID()}
