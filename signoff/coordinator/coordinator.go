@@ -329,13 +329,13 @@ func (c *Coordinator) announce() {
 }
 
 // propose signs a checkpoint over everything folded, unless one is still
-// waiting for its quorum. Signing comes after commit, and only over a root
+// waiting for a quorum that it can have. Signing comes after commit, and only over a root
 // that tiles and fold agree on and that extends the last final one.
 func (c *Coordinator) propose(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	size := c.auth.Size()
-	if c.pending != nil || size == 0 || size == noteSize(c.final) {
+	if c.pending != nil && !c.outgrown() || size == 0 || size == noteSize(c.final) {
 		return nil
 	}
 	root, err := c.cfg.Archive.Root(size)
@@ -364,6 +364,15 @@ func (c *Coordinator) propose(ctx context.Context) error {
 	c.pending = note
 	c.announce()
 	return nil
+}
+
+// outgrown reports whether a takeover stands in the log beyond the pending
+// checkpoint. That one waits for the council that left, too, which may be gone;
+// the next needs the new one alone, and has the pending one's entries in it. The
+// caller holds mu.
+func (c *Coordinator) outgrown() bool {
+	t := c.auth.State().Term()
+	return t.Number > 1 && t.Index >= noteSize(c.pending)
 }
 
 func noteSize(note []byte) uint64 {

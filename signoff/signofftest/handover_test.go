@@ -89,6 +89,20 @@ func TestAttackTwoBranchesAtTheHandover(t *testing.T) {
 	}
 }
 
+// The council that leaves is gone once it agreed, with a checkpoint pending that
+// waits for it: the new one takes over all the same.
+func TestFaultOldCouncilGoneAtTheHandover(t *testing.T) {
+	w, a, _ := boundary(t)
+	size := w.size()
+	a.Put(w.halt("bob", "before the takeover").Line())
+	w.pending(a, size+1, 0)
+	w.stop(2)
+	w.stop(3)
+	w.lay(a, 1, 5, 6)
+	w.Use(a)
+	w.inOffice(2)
+}
+
 // The log stalls with the takeover on one branch and not on the other. The
 // positions of a quorum of the council that takes over let the log go on under
 // a new key, with the takeover; the old council's do not let it go on without,
