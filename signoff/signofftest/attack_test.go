@@ -338,7 +338,7 @@ func (w *world) eventually(what string, ok func() bool) {
 	w.t.Helper()
 	for deadline := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			w.t.Fatalf("waited 20 s until %s", what)
+			w.t.Fatalf("waited 2 min until %s", what)
 		}
 	}
 }
