@@ -127,7 +127,8 @@ func (a *Authority) StateDigest() Digest { return a.digest }
 func (a *Authority) State() *State { return a.state }
 
 // Apply folds the next entry. An error means the fold stands where it was,
-// with a blob still missing; a void entry is no error.
+// with a blob still missing; a void entry is no error. After [ErrRecall] the fold is
+// of no use.
 func (a *Authority) Apply(line []byte, blobs Blobs) (Outcome, error) {
 	return a.apply(prepare(line), blobs)
 }

@@ -101,19 +101,39 @@ func (a *Authority) takeUp() error {
 	if err := a.state.recallLeases(k.Leases); err != nil {
 		return err
 	}
-	for _, c := range k.Past {
-		n, ok := a.state.Nodes[c.Node]
-		if !ok || n.Claimed == 0 {
-			return fmt.Errorf("authority: node %s has claimed nothing: %w", c.Node, ErrRecall)
-		}
-		again := *n
-		again.Past = c.Past
-		a.state.Nodes[c.Node] = &again
+	if err := a.state.recallPast(k.Past); err != nil {
+		return err
 	}
 	if a.state.Epoch != nil {
 		a.took = a.state.Epoch.Number
 	}
 	a.recalled, a.void = nil, nil
+	return nil
+}
+
+// recallPast puts back what nodes' last claims proved, of each that claimed: one
+// that is left out could go back behind its own clock.
+func (s *State) recallPast(all []claimed) error {
+	past := make(map[Digest]attest.Past, len(all))
+	for _, c := range all {
+		past[c.Node] = c.Past
+	}
+	for id, n := range s.Nodes {
+		if n.Claimed == 0 {
+			continue
+		}
+		p, ok := past[id]
+		if !ok {
+			return fmt.Errorf("authority: nothing was kept of the last claim of node %s: %w", id, ErrRecall)
+		}
+		again := *n
+		again.Past = p
+		s.Nodes[id] = &again
+		delete(past, id)
+	}
+	if len(past) > 0 {
+		return fmt.Errorf("authority: claims of %d nodes were kept that claimed nothing: %w", len(past), ErrRecall)
+	}
 	return nil
 }
 

@@ -114,6 +114,7 @@ func TestAttackEditedRecall(t *testing.T) {
 	for name, edit := range map[string]func(string) string{
 		"verdict":    func(s string) string { return strings.ReplaceAll(s, `"verdict":"pass"`, `"verdict":"fail"`) },
 		"lease gone": func(s string) string { return s[:strings.Index(s, `"leases":[`)] + `"leases":[],"past":[]}` },
+		"past gone":  func(s string) string { return s[:strings.Index(s, `"past":[`)] + `"past":[]}` },
 		"void gone": func(s string) string {
 			i := strings.Index(s, `"void":[`)
 			return s[:i] + `"void":[` + s[i+strings.Index(s[i:], "]"):]
