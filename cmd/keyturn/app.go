@@ -270,7 +270,22 @@ func (a *app) memory() follow.Memory {
 	if a.conf.State == "" {
 		return nil
 	}
-	return follow.InFile(a.stateFile("appraised"))
+	return noted{follow.InFile(a.stateFile("appraised")), a}
+}
+
+// noted writes the file as the others of the state are written, and says so if it
+// cannot.
+type noted struct {
+	follow.InFile
+	a *app
+}
+
+func (n noted) Save(b []byte) error {
+	err := writeFile(string(n.InFile), b)
+	if err != nil {
+		n.a.Note("verdicts on nodes are not kept: %v", err)
+	}
+	return err
 }
 
 // accept folds up to the note and refuses a log shorter than, or different

@@ -197,6 +197,7 @@ func (c *Coordinator) refold(ctx context.Context, m follow.Memory) (err error) {
 	})
 	switch {
 	case errors.Is(err, authority.ErrRecall), c.auth.Recalling() && ctx.Err() == nil:
+		c.cfg.Log.Warn("the verdicts kept are not of this log: appraising all evidence again", "err", err)
 		return c.refold(ctx, nil)
 	case errors.Is(err, authority.ErrMissingBlob):
 		return nil
@@ -318,7 +319,9 @@ func (c *Coordinator) foldNew(ctx context.Context) error {
 		c.outcomes[out.Index] = out.Void
 		delete(c.outcomes, out.Index-min(out.Index, 65536))
 	}
-	c.kept = follow.Keep(c.cfg.Memory, c.auth, c.kept)
+	if c.kept, err = follow.Keep(c.cfg.Memory, c.auth, c.kept); err != nil {
+		c.cfg.Log.Warn("verdicts are not kept: the next start takes longer", "err", err)
+	}
 	return nil
 }
 

@@ -20,16 +20,7 @@ import (
 func TestKilledAtGenesis(t *testing.T) {
 	c, ctx := signofftest.Keys(t, nil), context.Background()
 	dir := t.TempDir()
-	order, err := etcd.OpenEmbedded(ctx, filepath.Join(dir, "etcd"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer order.Close()
-	archive, err := log.Open(filepath.Join(dir, "log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer archive.Close()
+	order, archive := ground(t, dir)
 	start := func(genesis [][]byte) error {
 		_, err := coordinator.New(ctx, coordinator.Config{Charter: c.ID, Genesis: genesis, Order: order, Archive: archive, LogKey: c.LogKey, Log: c.Log})
 		return err
@@ -79,16 +70,7 @@ func TestStartsWhateverWasKept(t *testing.T) {
 		return b
 	}
 	dir := t.TempDir()
-	order, err := etcd.OpenEmbedded(ctx, filepath.Join(dir, "etcd"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer order.Close()
-	archive, err := log.Open(filepath.Join(dir, "log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer archive.Close()
+	order, archive := ground(t, dir)
 	halted := append(slices.Clone(c.Genesis), c.Sign("bob", &signoff.Halt{Charter: c.ID, Person: c.People["bob"].Doc.ID(), Everything: true, Reason: "a test", Created: 1, Nonce: signofftest.Nonce()}).Line())
 	kept := follow.InFile(filepath.Join(dir, "appraised.json"))
 	for _, b := range [][]byte{nil, []byte("{"), fold(other, other.Genesis), fold(c, c.Genesis[:2]), fold(c, c.Genesis), fold(c, halted)} {
@@ -101,4 +83,20 @@ func TestStartsWhateverWasKept(t *testing.T) {
 			t.Errorf("with %.60q kept: %v", b, err)
 		}
 	}
+}
+
+// ground is what a coordinator stands on.
+func ground(t *testing.T, dir string) (*etcd.Order, *log.Archive) {
+	t.Helper()
+	order, err := etcd.OpenEmbedded(t.Context(), filepath.Join(dir, "etcd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { order.Close() })
+	archive, err := log.Open(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { archive.Close() })
+	return order, archive
 }

@@ -198,7 +198,7 @@ func (f *Follower) reach(ctx context.Context, a *authority.Authority, claimed pr
 	if err != nil {
 		return claimed, err
 	}
-	f.kept = Keep(f.memory, a, f.kept)
+	f.kept, _ = Keep(f.memory, a, f.kept) // a memory says itself that it failed
 	f.auth, f.last, f.note, f.trust, f.recoveries = a, claimed, note, trust, a.State().Recoveries
 	return claimed, nil
 }

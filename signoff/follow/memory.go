@@ -15,7 +15,7 @@ import (
 // the verdicts on nodes depend on nobody else writing it.
 type Memory interface {
 	Load() ([]byte, error) // nil for nothing
-	Save(b []byte) error
+	Save(b []byte) error   // tells whoever runs the program if it fails: a follower goes on
 }
 
 // keepEvery is how many epochs pass between two savings: a start appraises so many
@@ -36,22 +36,19 @@ func Begin(charter Digest, m Memory) (*authority.Authority, error) {
 }
 
 // Keep has m hold what the fold concluded, if it is worth it since the epoch of the
-// number given, and returns the number of the one that m holds. To fail costs time
-// at the next start, no more.
-func Keep(m Memory, a *authority.Authority, since uint64) uint64 {
+// number given, and returns the number of the one from which to count next. To fail
+// costs time at the next start, no more: it is tried again as many epochs later.
+func Keep(m Memory, a *authority.Authority, since uint64) (uint64, error) {
 	since = max(since, a.Recalled())
 	e := a.State().Epoch
 	if m == nil || e == nil || e.Number < since+keepEvery {
-		return since
+		return since, nil
 	}
 	b, err := a.Keep()
 	if err == nil {
 		err = m.Save(b)
 	}
-	if err != nil {
-		return since
-	}
-	return e.Number
+	return e.Number, err
 }
 
 // InFile is a Memory in the file of that name.

@@ -99,7 +99,7 @@ func New(cfg Config) (*Notary, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := follow.Remember(cfg.Charter, cfg.Client, nil, st)
+	f, err := follow.Remember(cfg.Charter, cfg.Client, nil, memory{st, cfg.Log})
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
@@ -79,11 +80,29 @@ const positionFile = "position.json"
 // it costs time; whoever writes it makes this notary's verdicts on nodes.
 const appraisedFile = "appraised.json"
 
+// A memory is that file, and says in the journal when it fails.
+type memory struct {
+	store *store
+	log   *slog.Logger
+}
+
 // Load returns what Save was given last, nil for nothing.
-func (s *store) Load() ([]byte, error) { return s.read(appraisedFile) }
+func (m memory) Load() ([]byte, error) {
+	b, err := m.store.read(appraisedFile)
+	if err != nil {
+		m.log.Warn("the verdicts kept cannot be read: appraising all evidence again", "err", err)
+	}
+	return b, err
+}
 
 // Save replaces it.
-func (s *store) Save(b []byte) error { return s.write(appraisedFile, b) }
+func (m memory) Save(b []byte) error {
+	err := m.store.write(appraisedFile, b)
+	if err != nil {
+		m.log.Warn("verdicts are not kept: the next start takes longer", "err", err)
+	}
+	return err
+}
 
 func checkNew(dir string) error {
 	path := filepath.Join(dir, positionFile)
