@@ -17,6 +17,7 @@ import (
 	"github.com/keyturn/keyturn/attest/tpm"
 	"github.com/keyturn/keyturn/cmd/internal/config"
 	"github.com/keyturn/keyturn/cmd/internal/ui"
+	"github.com/keyturn/keyturn/hsm/durable"
 	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/policy/enforce/linux"
 	"github.com/keyturn/keyturn/signoff/agent"
@@ -94,17 +95,13 @@ func (p *program) enrolmentCmd() *cobra.Command {
 
 // writeNew writes a file; one that is there must hold the same already.
 func writeNew(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	err := durable.Create(path, data, 0o644)
 	if errors.Is(err, fs.ErrExist) {
 		if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, data) {
 			return nil
 		}
 	}
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	return errors.Join(err, f.Sync(), f.Close())
+	return err
 }
 
 // imaList is where Linux shows its measurement list.

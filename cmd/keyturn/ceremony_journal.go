@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/keyturn/keyturn/hsm/durable"
 	"github.com/keyturn/keyturn/signoff/ceremony"
 	"github.com/keyturn/keyturn/signoff/dsse"
 )
@@ -95,7 +96,7 @@ func openJournal(dir string, mode ceremony.Mode, script []byte, medium func(stri
 	}
 	j = &journal{file: f}
 	if resumed, err = j.open(mode, script); err == nil {
-		err = syncDir(dir)
+		err = durable.SyncDir(dir)
 	}
 	if err != nil {
 		return nil, false, errors.Join(fmt.Errorf("%s: %w", f.Name(), err), f.Close())

@@ -27,6 +27,7 @@ import (
 	"os"
 
 	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/hsm/durable"
 )
 
 const (
@@ -115,7 +116,7 @@ func Generate(uri string, kind hsm.Kind) (any, error) {
 	defer clear(block.Bytes)
 	text := pem.EncodeToMemory(block)
 	defer clear(text)
-	if err := writeNew(u.Path, text); err != nil {
+	if err := durable.Create(u.Path, text, 0o600); err != nil {
 		return nil, fmt.Errorf("file: write new key %s: %w", uri, err)
 	}
 	return public, nil
@@ -154,19 +155,6 @@ func generate(kind hsm.Kind) (*pem.Block, any, error) {
 		return nil, nil, fmt.Errorf("file: encode new key: %w", err)
 	}
 	return &pem.Block{Type: privatePEM, Bytes: der}, public, nil
-}
-
-// writeNew writes text to a file that did not exist, and leaves none on error.
-func writeNew(path string, text []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(err, os.Remove(path))
-	}
-	return nil
 }
 
 func parse(uri string) (hsm.URI, error) {

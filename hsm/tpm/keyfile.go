@@ -7,10 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
-	"path/filepath"
 
 	"github.com/google/go-tpm/tpm2"
+	"github.com/keyturn/keyturn/hsm/durable"
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
@@ -216,36 +217,17 @@ func (f *keyFile) parsePCRs(parameters []byte) error {
 }
 
 // write replaces the file at path, or makes it if it must be new.
-func (f *keyFile) write(path string, fresh bool) (err error) {
+func (f *keyFile) write(path string, fresh bool) error {
 	text, err := f.marshal()
 	if err != nil {
 		return err
 	}
 	if fresh {
-		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("%s exists; a key is never overwritten", path)
+		err := durable.Create(path, text, 0o600)
+		if errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("%w; a key is never overwritten", err)
 		}
-	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.tmp") // only its owner reads it
-	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(text)
-	if err := errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
-		return err
-	}
-	if fresh {
-		err = os.Link(tmp.Name(), path) // unlike a rename it replaces nothing
-	} else {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return durable.Replace(path, text, 0o600)
 }

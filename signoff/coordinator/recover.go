@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/keyturn/keyturn/hsm/durable"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
@@ -94,11 +95,7 @@ func writeRecovered(ctx context.Context, old *log.Archive, from, to string, line
 	if err := os.Rename(draft, to); err != nil {
 		return fmt.Errorf("coordinator: %w", err)
 	}
-	dir, err := os.Open(parent)
-	if err != nil {
-		return fmt.Errorf("coordinator: %w", err)
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return durable.SyncDir(parent)
 }
 
 // copyBlobs copies all blobs, also those of entries that are dropped: their

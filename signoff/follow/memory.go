@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 
+	"github.com/keyturn/keyturn/hsm/durable"
 	"github.com/keyturn/keyturn/signoff/authority"
 )
 
@@ -64,22 +64,9 @@ func (f InFile) Load() ([]byte, error) {
 }
 
 // Save replaces the file or leaves it as it is.
-func (f InFile) Save(b []byte) (err error) {
-	tmp, err := os.CreateTemp(filepath.Dir(string(f)), filepath.Base(string(f))+".*.tmp")
-	if err != nil {
+func (f InFile) Save(b []byte) error {
+	if err := durable.Replace(string(f), b, 0o600); err != nil {
 		return fmt.Errorf("follow: keep verdicts: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			os.Remove(tmp.Name())
-			err = fmt.Errorf("follow: keep verdicts: %w", err)
-		}
-	}()
-	if _, err = tmp.Write(b); err != nil {
-		return errors.Join(err, tmp.Close())
-	}
-	if err = errors.Join(tmp.Sync(), tmp.Close()); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), string(f))
+	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 
 	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/hsm/durable"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/dsse"
 	"github.com/keyturn/keyturn/signoff/lockbox"
@@ -88,12 +89,7 @@ func KeepSeed(ctx context.Context, sealer hsm.Sealer, key signoff.PublicKey, see
 	if err != nil {
 		return err
 	}
-	out, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = out.Write(append(b, '\n'))
-	return errors.Join(err, out.Sync(), out.Close())
+	return durable.Create(path, append(b, '\n'), 0o600)
 }
 
 // readSeed opens the file of the ML-KEM-768 half of key, and no other's.

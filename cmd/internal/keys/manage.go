@@ -5,10 +5,9 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 
 	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/hsm/durable"
 	"github.com/keyturn/keyturn/hsm/secret"
 	"github.com/keyturn/keyturn/hsm/token"
 	"github.com/keyturn/keyturn/hsm/tpm"
@@ -170,14 +169,10 @@ func (r *Ring) Destroy(ctx context.Context, uri string) error {
 		}
 		return t.Destroy(ctx, u.Object)
 	}
-	if err := os.Remove(u.Path); err != nil {
+	if err := durable.Remove(u.Path); err != nil {
 		return fmt.Errorf("keys: destroy %s: %w", uri, err)
 	}
-	dir, err := os.Open(filepath.Dir(u.Path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return nil
 }
 
 // ChangePIN replaces the PIN of a token, or of a TPM key. Old and new are asked
