@@ -1,7 +1,6 @@
 package frost
 
 import (
-	"bytes"
 	"crypto/ed25519"
 	"encoding/binary"
 	"errors"
@@ -35,18 +34,6 @@ func (c *Commitment) UnmarshalBinary(b []byte) error {
 	}
 	*c = Commitment{binary.BigEndian.Uint16(b), [32]byte(b[2:]), [32]byte(b[34:])}
 	return nil
-}
-
-// ListDigest names a list of commitments: a signer signs it beside its share,
-// so that it can be blamed only for a share against the list it saw.
-func ListDigest(list []Commitment) [32]byte {
-	var b bytes.Buffer
-	for _, c := range list {
-		b.Write(u16(c.ID))
-		b.Write(c.Hiding[:])
-		b.Write(c.Binding[:])
-	}
-	return digest("keyturn/frost/list/v1", b.Bytes())
 }
 
 // Nonce is the secret half of a [Commitment]. It signs once, lives in memory
@@ -131,7 +118,9 @@ func (k *KeyShare) Commit(rand io.Reader) (*Nonce, Commitment, error) {
 // must hold at least Threshold signers, each once, and this member's own
 // commitment unchanged. A refusal leaves the nonce unused; otherwise it is
 // spent before anything is computed from it, and a second call, be it at the
-// same time, returns [ErrSpent].
+// same time, returns [ErrSpent]. A share that does not verify is not handed out:
+// it would name this member as a cheat, and a computation that went wrong may
+// have put the secret into it.
 func (k *KeyShare) Sign(n *Nonce, g *Group, msg []byte, list []Commitment) ([32]byte, error) {
 	if err := k.belongs(g); err != nil {
 		return [32]byte{}, err
@@ -154,7 +143,11 @@ func (k *KeyShare) Sign(n *Nonce, g *Group, msg []byte, list []Commitment) ([32]
 	z := new(edwards25519.Scalar).Multiply(s.weight(i), k.secret)
 	z.MultiplyAdd(z, s.challenge, hiding)
 	z.MultiplyAdd(binding, s.factors[i], z)
-	return encodeScalar(z), nil
+	share := encodeScalar(z)
+	if err := s.verify(i, share); err != nil {
+		return [32]byte{}, fmt.Errorf("frost: member %d computed a wrong share and keeps it; is its memory sound? %w", k.id, err)
+	}
+	return share, nil
 }
 
 // own finds the nonce's commitment in the list.
