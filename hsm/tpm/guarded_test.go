@@ -143,6 +143,7 @@ func TestKeyFileRefusals(t *testing.T) {
 		"no kind":             {uri, "", Guard{}},
 		"a long PIN":          {uri, hsm.KindP256, Guard{PIN: bytes.Repeat([]byte("1"), 33)}},
 		"a PIN ending in 0":   {uri, hsm.KindP256, Guard{PIN: []byte{'1', 0}}},
+		"a PIN with a 0":      {uri, hsm.KindP256, Guard{PIN: []byte{'1', 0, '2'}}},
 		"PCR 24":              {uri, hsm.KindP256, Guard{PCRs: []int{24}}},
 		"PCRs twice":          {uri, hsm.KindP256, Guard{PCRs: []int{7, 7}}},
 		"PCRs never measured": {uri, hsm.KindP256, Guard{PCRs: []int{0}}},
@@ -204,6 +205,25 @@ func TestPINOfKeyFile(t *testing.T) {
 	}
 	if n := loaded(t, d); n != 0 {
 		t.Errorf("%d objects and sessions were left in the TPM", n)
+	}
+}
+
+// A session would know a PIN with a zero byte in it only up to that byte. It is
+// refused, old or new, before the TPM counts it as a wrong one.
+func TestFaultZeroInPIN(t *testing.T) {
+	d := open(t, swtpm.New(t))
+	uri, _ := newKey(t, d, hsm.KindP256, Guard{PIN: []byte(testPIN)})
+	if err := d.ChangePIN(t.Context(), uri, []byte(testPIN), []byte("a\x00bc")); err == nil {
+		t.Error("a key got a pin that no session knows")
+	}
+	if err := sign(t.Context(), openKey(t, d, uri, pin(testPIN[:4]+"\x00", true))); err == nil || errors.Is(err, hsm.ErrWrongPIN) {
+		t.Errorf("%v, want a refusal before it is sent", err)
+	}
+	if left, of, err := d.Tries(t.Context()); err != nil || left != of {
+		t.Errorf("%d of %d tries left: %v", left, of, err)
+	}
+	if err := sign(t.Context(), openKey(t, d, uri, pin(testPIN, true))); err != nil {
+		t.Error(err)
 	}
 }
 

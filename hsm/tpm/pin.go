@@ -1,6 +1,7 @@
 package tpm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -112,8 +113,9 @@ func prompt(name string, left, of int) string {
 }
 
 func checkPIN(pin []byte) error {
-	if len(pin) == 0 || len(pin) > maxPIN || pin[len(pin)-1] == 0 { // a TPM drops zeros at the end
-		return fmt.Errorf("a pin of a TPM key has 1 to %d bytes, not %d, and no zero at its end", maxPIN, len(pin))
+	// A TPM drops zeros at the end, and package tpm2 all behind the first one.
+	if len(pin) == 0 || len(pin) > maxPIN || bytes.IndexByte(pin, 0) >= 0 {
+		return fmt.Errorf("a pin of a TPM key has 1 to %d bytes, not %d, none of them zero", maxPIN, len(pin))
 	}
 	return nil
 }
