@@ -7,7 +7,7 @@ SHELL := /bin/bash
 export CGO_ENABLED := 0
 BIN := bin
 PROGRAMS := keyturn keyturnd keyturn-notary keyturn-agent age-plugin-keyturn
-PACKAGES := gcc libc6-dev libssl-dev xfsprogs strace softhsm2 opencryptoki libtpm2-pkcs11-1 swtpm swtpm-tools age openssl opensc minisign openssh-client tpm2-tools tpm2-openssl osslsigncode git ima-evm-utils
+PACKAGES := gcc libc6-dev libssl-dev xfsprogs strace softhsm2 opencryptoki libtpm2-pkcs11-1 swtpm swtpm-tools age openssl opensc minisign openssh-client gnupg tpm2-tools tpm2-openssl osslsigncode git ima-evm-utils
 
 VM_PACKAGES := qemu-system-x86 ovmf systemd-boot-efi sbsigntool binutils busybox-static mtools fdisk e2fsprogs
 VM_KERNEL := build/vm/kernel
