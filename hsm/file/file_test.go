@@ -51,22 +51,29 @@ func TestConformance(t *testing.T) {
 		},
 		Sealer:      openSealer(seal),
 		OtherSealer: openSealer(other),
+		Maker:       maker(t.TempDir()),
 	})
 }
 
-func TestGenerateReturnsThePublicKey(t *testing.T) {
-	for _, kind := range []hsm.Kind{hsm.KindP256, hsm.KindEd25519} {
-		uri := "file:" + filepath.Join(t.TempDir(), "k")
-		pub, err := Generate(uri, kind)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := Open(uri, pub); err != nil {
-			t.Errorf("%s: %v", kind, err)
-		}
+func maker(dir string) *hsmtest.Maker {
+	uri := func(name string) string {
+		return hsm.URI{Scheme: hsm.SchemeFile, Path: filepath.Join(dir, name)}.String()
 	}
-	if _, err := Generate("file:"+filepath.Join(t.TempDir(), "k"), "p384"); err == nil {
-		t.Error("made a key of an unknown kind")
+	return &hsmtest.Maker{
+		Kinds: []hsm.Kind{hsm.KindP256, hsm.KindEd25519, hsm.KindECDH, hsm.KindSeal},
+		Generate: func(_ context.Context, name string, kind hsm.Kind) (any, error) {
+			return Generate(uri(name), kind)
+		},
+		Open: func(_ context.Context, name string, kind hsm.Kind, pinned any) (any, error) {
+			switch kind {
+			case hsm.KindECDH:
+				return OpenDecrypter(uri(name), pinned.(*ecdh.PublicKey))
+			case hsm.KindSeal:
+				return OpenSealer(uri(name))
+			default:
+				return Open(uri(name), pinned)
+			}
+		},
 	}
 }
 

@@ -36,6 +36,17 @@ type Backend struct {
 
 	// Sealer and OtherSealer open two different keys, and both or none are set.
 	Sealer, OtherSealer func(ctx context.Context) (hsm.Sealer, error)
+
+	Maker *Maker // nil for a backend that makes no keys
+}
+
+// Maker makes keys of these kinds.
+type Maker struct {
+	Kinds []hsm.Kind
+	// Generate makes a key under a name and returns its public key, nil for a sealing key.
+	Generate func(ctx context.Context, name string, kind hsm.Kind) (public any, err error)
+	// Open opens that key, pinned: an hsm.Key, an hsm.Decrypter or an hsm.Sealer.
+	Open func(ctx context.Context, name string, kind hsm.Kind, pinned any) (any, error)
 }
 
 // Run exercises all that b has, each part as a subtest.
@@ -57,6 +68,19 @@ func Run(t *testing.T, b Backend) {
 	}
 	if b.Sealer != nil {
 		t.Run("Sealer", func(t *testing.T) { sealing(t, b) })
+	}
+	if b.Maker != nil {
+		for _, kind := range b.Maker.Kinds {
+			t.Run("generate/"+string(kind), func(t *testing.T) { generation(t, b.Maker, kind) })
+		}
+		t.Run("generate/unknown", func(t *testing.T) {
+			if _, err := b.Maker.Generate(context.Background(), "unknown", "p384"); err == nil {
+				t.Error("made a key of an unknown kind")
+			}
+			if _, err := b.Maker.Open(context.Background(), "unknown", hsm.KindP256, nil); err == nil {
+				t.Error("what was refused is there")
+			}
+		})
 	}
 }
 
@@ -252,6 +276,52 @@ func sealing(t *testing.T, b Backend) {
 }
 
 // refusesWhenDone calls op under contexts that are over.
+func generation(t *testing.T, m *Maker, kind hsm.Kind) {
+	ctx := context.Background()
+	first, second := string(kind)+" 1", string(kind)+" 2"
+	public := must(m.Generate(ctx, first, kind))(t)
+	works(t, must(m.Open(ctx, first, kind, public))(t), public)
+	if _, err := m.Generate(ctx, first, kind); err == nil {
+		t.Error("made a second key under one name")
+	}
+	works(t, must(m.Open(ctx, first, kind, public))(t), public)
+	other := must(m.Generate(ctx, second, kind))(t)
+	if kind == hsm.KindSeal {
+		if public != nil || other != nil {
+			t.Errorf("a sealing key has a public key: %v, %v", public, other)
+		}
+		return
+	}
+	if _, err := m.Open(ctx, second, kind, public); !errors.Is(err, hsm.ErrWrongIdentity) {
+		t.Errorf("the second key pinned to the first one's public key: %v, want ErrWrongIdentity", err)
+	}
+	works(t, must(m.Open(ctx, second, kind, other))(t), other)
+}
+
+// works uses a key that was made: it has to be the private part of public.
+func works(t *testing.T, key, public any) {
+	t.Helper()
+	ctx, message := context.Background(), []byte("message")
+	switch k := key.(type) {
+	case hsm.Decrypter:
+		peer := must(ecdh.P256().GenerateKey(rand.Reader))(t)
+		got := must(k.ECDHContext(ctx, peer.PublicKey()))(t)
+		if want := must(peer.ECDH(public.(*ecdh.PublicKey)))(t); !bytes.Equal(got, want) {
+			t.Error("the key agrees on something else than its public key does")
+		}
+	case hsm.Sealer:
+		if got := must(k.Unseal(ctx, must(k.Seal(ctx, message, nil))(t), nil))(t); !bytes.Equal(got, message) {
+			t.Errorf("unsealed %q, want %q", got, message)
+		}
+	case hsm.Key:
+		if err := hsm.VerifyMessage(public, message, must(hsm.SignMessage(ctx, k, message))(t)); err != nil {
+			t.Error(err)
+		}
+	default:
+		t.Fatalf("opened a %T", key)
+	}
+}
+
 func refusesWhenDone(t *testing.T, op func(context.Context) ([]byte, error)) {
 	t.Helper()
 	cancelled, cancel := context.WithCancel(context.Background())

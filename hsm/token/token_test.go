@@ -151,7 +151,25 @@ func TestConformance(t *testing.T) {
 		},
 		Sealer:      sealer("seal"),
 		OtherSealer: sealer("other"),
+		Maker:       maker(tok, hsm.KindP256, hsm.KindEd25519, hsm.KindECDH, hsm.KindSeal),
 	})
+}
+
+func maker(tok *token.Token, kinds ...hsm.Kind) *hsmtest.Maker {
+	return &hsmtest.Maker{
+		Kinds:    kinds,
+		Generate: tok.Generate,
+		Open: func(ctx context.Context, label string, kind hsm.Kind, pinned any) (any, error) {
+			switch kind {
+			case hsm.KindECDH:
+				return tok.Decrypter(ctx, label, pinned.(*ecdh.PublicKey))
+			case hsm.KindSeal:
+				return tok.Sealer(ctx, label)
+			default:
+				return tok.Key(ctx, label, pinned)
+			}
+		},
+	}
 }
 
 // reinitialise has SoftHSM's own tool wipe a token and give it the label again.

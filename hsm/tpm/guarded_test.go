@@ -56,6 +56,28 @@ func openKey(t *testing.T, d *TPM, uri string, a Access) hsm.Key {
 	return k
 }
 
+func maker(d *TPM, dir string, g Guard, a Access) *hsmtest.Maker {
+	uri := func(name string) string {
+		return hsm.URI{Scheme: hsm.SchemeTPM, Path: filepath.Join(dir, name)}.String()
+	}
+	return &hsmtest.Maker{
+		Kinds: []hsm.Kind{hsm.KindP256, hsm.KindECDH, hsm.KindSeal},
+		Generate: func(ctx context.Context, name string, kind hsm.Kind) (any, error) {
+			return d.Generate(ctx, uri(name), kind, g)
+		},
+		Open: func(ctx context.Context, name string, kind hsm.Kind, pinned any) (any, error) {
+			switch kind {
+			case hsm.KindECDH:
+				return d.Decrypter(ctx, uri(name), pinned.(*ecdh.PublicKey), a)
+			case hsm.KindSeal:
+				return d.Sealer(ctx, uri(name), a)
+			default:
+				return d.Key(ctx, uri(name), pinned, a)
+			}
+		},
+	}
+}
+
 // Every guard passes the suite of all backends.
 func TestConformanceOfKeyFiles(t *testing.T) {
 	d := open(t, swtpm.New(t))
@@ -83,6 +105,7 @@ func TestConformanceOfKeyFiles(t *testing.T) {
 				},
 				Sealer:      sealer(one),
 				OtherSealer: sealer(two),
+				Maker:       maker(d, t.TempDir(), g, a),
 			})
 			if n := loaded(t, d); n != 0 {
 				t.Errorf("%d objects and sessions were left in the TPM", n)
