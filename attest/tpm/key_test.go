@@ -42,8 +42,8 @@ func TestProveKey(t *testing.T) {
 		if _, err := b.device.ProveKey(t.Context(), uri, pin("4711"), x509.NewCertPool(), nil, now); err == nil {
 			t.Errorf("%s: proved without a maker", name)
 		}
-		if _, err := other.device.ProveKey(t.Context(), uri, pin("4711"), other.roots.Development, other.roots.Intermediates, now); !errors.Is(err, hsm.ErrGone) {
-			t.Errorf("%s: in another TPM: %v, want ErrGone", name, err)
+		if _, err := other.device.ProveKey(t.Context(), uri, pin("4711"), other.roots.Development, other.roots.Intermediates, now); !errors.Is(err, hsm.ErrWrongIdentity) {
+			t.Errorf("%s: in another TPM: %v, want ErrWrongIdentity", name, err)
 		}
 		if len(c.guard.PIN) > 0 && c.kind == hsm.KindP256 {
 			if _, err := b.device.ProveKey(t.Context(), uri, pin("wrong"), roots, b.roots.Intermediates, now); !errors.Is(err, hsm.ErrWrongPIN) {

@@ -33,7 +33,9 @@ type Guard struct {
 // Generate makes a key in a new key file (tpm:PATH) that only its owner reads,
 // and returns its public key: *ecdsa.PublicKey for [hsm.KindP256],
 // *ecdh.PublicKey for [hsm.KindECDH], nil for [hsm.KindSeal]. TPMs have no
-// Ed25519. Neither the key nor its PIN crosses the bus in the clear.
+// Ed25519. Neither the key nor its PIN crosses the bus in the clear. The file
+// keeps the name of the storage root key, so that whoever comes to sit on the bus
+// after the making cannot offer another.
 func (t *TPM) Generate(ctx context.Context, uri string, kind hsm.Kind, g Guard) (any, error) {
 	what := fmt.Sprintf("make key %s (%s)", uri, kind)
 	path, err := pathOf(uri)
@@ -122,6 +124,7 @@ func (t *TPM) fill(tr transport.TPM, f *keyFile, template tpm2.TPMTPublic, pin [
 		return err
 	}
 	return t.session(tr, encryptIn, nil, func(s tpm2.Session) error {
+		f.root = t.root.Name()
 		return root.Use(tr, func(h tpm2.NamedHandle) error {
 			rsp, err := tpm2.Create{
 				ParentHandle: tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: s},
@@ -234,11 +237,26 @@ func (t *TPM) open(ctx context.Context, uri string, a Access, kinds ...hsm.Kind)
 	if err != nil {
 		return nil, fmt.Errorf("tpm: open %s: %w", uri, err)
 	}
+	if err := t.hasRoot(ctx, f.root); err != nil {
+		return nil, fmt.Errorf("tpm: open %s: %w", uri, err)
+	}
 	o, err := t.loadUnder(ctx, "open "+uri, Blob{Public: tpm2.Marshal(f.public), Private: f.private}, t.fileRoot)
 	if err != nil {
 		return nil, err
 	}
 	return &guarded{t, f, path, o, kind, newPINs(a, "TPM key "+path), t.info(uri)}, nil
+}
+
+// hasRoot refuses a TPM with another storage root key than a key file names.
+func (t *TPM) hasRoot(ctx context.Context, name []byte) error {
+	if name == nil {
+		return nil
+	}
+	found, err := t.StorageRoot(ctx)
+	if err == nil && !bytes.Equal(found, name) {
+		err = notRoot(found, name)
+	}
+	return err
 }
 
 // kind says what a key file's key is for, and refuses one that its TPM would

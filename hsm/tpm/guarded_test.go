@@ -199,8 +199,8 @@ func TestKeyFileRefusals(t *testing.T) {
 		t.Errorf("no file: %v, want ErrGone", err)
 	}
 	other := open(t, swtpm.New(t))
-	if _, err := other.Key(ctx, uri, nil, Access{}); !errors.Is(err, hsm.ErrGone) {
-		t.Errorf("another TPM: %v, want ErrGone", err)
+	if _, err := other.Key(ctx, uri, nil, Access{}); !errors.Is(err, hsm.ErrWrongIdentity) {
+		t.Errorf("another TPM: %v, want ErrWrongIdentity", err)
 	}
 	if err := d.ChangePIN(ctx, uri, []byte("1"), []byte("2")); err == nil {
 		t.Error("a key without a PIN got one")
@@ -508,7 +508,7 @@ func FuzzKeyFile(f *testing.F) {
 	}
 	for _, k := range []keyFile{
 		{emptyAuth: true, public: public.public, private: []byte{1, 2, 3}},
-		{pcrs: []int{4, 7}, public: public.public, private: []byte{1}},
+		{root: make([]byte, nameSize), pcrs: []int{4, 7}, public: public.public, private: []byte{1}},
 		{sealed: true, emptyAuth: true, pcrs: []int{0, 23}, public: public.public},
 	} {
 		text, err := k.marshal()

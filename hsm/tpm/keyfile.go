@@ -3,6 +3,7 @@ package tpm
 import (
 	"bytes"
 	"encoding/asn1"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -30,10 +31,15 @@ import (
 //	    pubkey    OCTET STRING,   -- TPM2B_PUBLIC
 //	    privkey   OCTET STRING }  -- TPM2B_PRIVATE
 //
-// The format's other members are refused: nothing here would follow them.
+// The format's other members are refused: nothing here would follow them. In
+// front of the PEM may stand one line (RFC 7468, section 5.2, has readers pass
+// over it), the name of the storage root key in hexadecimal:
+//
+//	Keyturn-Storage-Root: 000b…
 type keyFile struct {
-	sealed    bool // data, not a key
-	emptyAuth bool // no PIN
+	root      []byte // name of the TPM's storage root key, 34 bytes; nil if the file does not say
+	sealed    bool   // data, not a key
+	emptyAuth bool   // no PIN
 	pcrs      []int
 	public    tpm2.TPMTPublic
 	private   []byte // content of the TPM2B_PRIVATE
@@ -41,7 +47,8 @@ type keyFile struct {
 
 const (
 	keyFilePEM = "TSS2 PRIVATE KEY"
-	maxKeyFile = 8 << 10 // bytes; one of ours has 500
+	maxKeyFile = 8 << 10 // bytes; one of ours has 600
+	rootLine   = "Keyturn-Storage-Root: "
 )
 
 var (
@@ -70,7 +77,11 @@ func (f *keyFile) marshal() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: keyFilePEM, Bytes: der}), nil
+	text := pem.EncodeToMemory(&pem.Block{Type: keyFilePEM, Bytes: der})
+	if f.root == nil {
+		return text, nil
+	}
+	return fmt.Appendf(nil, "%s%x\n%s", rootLine, f.root, text), nil
 }
 
 // addPolicy writes the commands that satisfy the key's policy.
@@ -111,6 +122,10 @@ func parseKeyFile(text []byte) (*keyFile, error) {
 	if len(text) > maxKeyFile {
 		return nil, fmt.Errorf("more than %d bytes are no key file", maxKeyFile)
 	}
+	root, text, err := cutRoot(text)
+	if err != nil {
+		return nil, err
+	}
 	block, rest := pem.Decode(text)
 	if block == nil || block.Type != keyFilePEM || len(block.Headers) > 0 || len(bytes.TrimSpace(rest)) > 0 {
 		return nil, fmt.Errorf("not one %s in PEM", keyFilePEM)
@@ -119,7 +134,21 @@ func parseKeyFile(text []byte) (*keyFile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", keyFilePEM, err)
 	}
+	f.root = root
 	return f, nil
+}
+
+// cutRoot takes the storage root's line off, if there is one.
+func cutRoot(text []byte) (root, rest []byte, err error) {
+	line, rest, _ := bytes.Cut(text, []byte("\n"))
+	name, found := bytes.CutPrefix(line, []byte(rootLine))
+	if !found {
+		return nil, text, nil
+	}
+	if root, err = hex.DecodeString(string(name)); err != nil || len(root) != nameSize {
+		return nil, nil, fmt.Errorf("%q is not followed by the name of a key, %d bytes in hexadecimal", rootLine, nameSize)
+	}
+	return root, rest, nil
 }
 
 func parseTPMKey(der []byte) (*keyFile, error) {

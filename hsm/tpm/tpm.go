@@ -161,11 +161,14 @@ func (t *TPM) info(uri string) hsm.Info {
 	return hsm.Info{URI: uri, Class: class, Token: t.path, Manufacturer: t.manufacturer}
 }
 
+// nameSize is that of a name by SHA-256, in bytes, its algorithm included.
+const nameSize = 34
+
 // PinStorageRoot fixes the name of the storage root key (34 bytes, from
 // [TPM.StorageRoot] at enrolment). Any other is refused from then on.
 func (t *TPM) PinStorageRoot(name []byte) error {
-	if len(name) != 34 {
-		return fmt.Errorf("tpm: storage root name of %d bytes, want 34", len(name))
+	if len(name) != nameSize {
+		return fmt.Errorf("tpm: storage root name of %d bytes, want %d", len(name), nameSize)
 	}
 	<-t.turn
 	defer func() { t.turn <- struct{}{} }()

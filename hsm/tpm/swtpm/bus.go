@@ -18,6 +18,7 @@ type Bus struct {
 
 	mu     sync.Mutex
 	passed bytes.Buffer // both ways
+	look   func(command []byte)
 	change func(code uint32, answer []byte)
 }
 
@@ -55,6 +56,13 @@ func (b *Bus) Passed() []byte {
 	return bytes.Clone(b.passed.Bytes())
 }
 
+// Watch has f look at each command to come, before the TPM has it.
+func (b *Bus) Watch(f func(command []byte)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.look = f
+}
+
 // Change has f look at, and alter, each answer to come. The code is that of the
 // command.
 func (b *Bus) Change(f func(code uint32, answer []byte)) {
@@ -75,6 +83,11 @@ func (b *Bus) serve(host net.Conn, at string) {
 		if err != nil {
 			return
 		}
+		b.mu.Lock()
+		if b.look != nil {
+			b.look(command)
+		}
+		b.mu.Unlock()
 		if _, err = chip.Write(command); err != nil {
 			return
 		}
