@@ -60,6 +60,7 @@ const (
 	KindRedealing  Kind = "redealing"
 	KindCustody    Kind = "custody"
 	KindSigning    Kind = "signing"
+	KindFault      Kind = "signing-fault"
 	KindChallenge  Kind = "challenge"
 	KindCeremony   Kind = "ceremony"
 )
@@ -124,6 +125,8 @@ func empty(k Kind) Document {
 		return new(Halt)
 	case KindSigning:
 		return new(Signing)
+	case KindFault:
+		return new(SigningFault)
 	case KindChallenge:
 		return new(Challenge)
 	case KindRedealing:

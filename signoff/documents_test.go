@@ -181,6 +181,23 @@ func signing() *signoff.Signing {
 	return &signoff.Signing{Charter: cluster, Notary: digest("n1"), Payload: digest("payload"), Term: 1, Attempt: 1, Offer: bytesOf(66), Session: 2, List: digest("list"), Share: bytesOf(32)}
 }
 
+// signingFault shows a share, or with it left out the offer.
+func signingFault(share bool) *signoff.SigningFault {
+	f := &signoff.SigningFault{Charter: cluster, Notary: digest("n2"), Accused: digest("n1")}
+	m := signing()
+	m.Share = nil
+	if share {
+		f.Payload, f.List = []byte("what was to be signed"), [][]byte{bytesOf(66), bytesOf(66), bytesOf(66)}
+		m.Payload, m.List, m.Share = sha256.Sum256(f.Payload), signoff.FrostList(f.List), bytesOf(32)
+	}
+	payload, err := signoff.Write(m)
+	if err != nil {
+		panic(err)
+	}
+	f.Message = string(line(payload))
+	return f
+}
+
 func challenge() *signoff.Challenge {
 	return &signoff.Challenge{Charter: cluster, Notary: digest("n1"), Request: digest("request"), Credential: bytesOf(64), Secret: bytesOf(64)}
 }
@@ -251,7 +268,8 @@ func samples() map[string]signoff.Document {
 		"claim": claim(), "release": release(), "receipt": receipt(), "halt": halt(), "recovery": recovery(), "position": position(),
 		"joining":  &signoff.Joining{Charter: cluster, Notary: digest("n5"), Request: digest("request"), Witness: bytesOf(64)},
 		"takeover": &signoff.Takeover{Charter: cluster, Notary: digest("n1"), Term: 2, Checkpoint: "a signed checkpoint\n"},
-		"signing":  signing(), "ceremony": &signoff.Ceremony{Charter: cluster, Person: digest("alice"), Script: digest("script"), Transcript: digest("transcript")}, "challenge": challenge(), "request-export": export(), "request-launch": launch(),
+		"signing":  signing(), "signing-fault": signingFault(true), "signing-fault-offer": signingFault(false),
+		"ceremony": &signoff.Ceremony{Charter: cluster, Person: digest("alice"), Script: digest("script"), Transcript: digest("transcript")}, "challenge": challenge(), "request-export": export(), "request-launch": launch(),
 		"request-enrol": request(func(r *signoff.Request) {
 			r.Action = signoff.ActionEnrol
 			r.Enrol = &signoff.Enrol{Name: "node-a", Node: digest("node"), Enrolment: digest("enrolment")}
@@ -298,7 +316,7 @@ func line(payload []byte) []byte {
 var update = flag.Bool("update", false, "record the golden documents anew")
 
 // TestGolden holds every kind of document to the bytes recorded on 2026-11-24,
-// or 2026-11-26 for dkg-answer, keys in authenticators, hybrid keys and notaries' words on shares.
+// or 2026-11-26 for dkg-answer, signing-fault, keys in authenticators, hybrid keys and notaries' words on shares.
 // They are what people and notaries sign: if this test fails, old documents no
 // longer read and old signatures no longer verify.
 func TestGolden(t *testing.T) {

@@ -65,7 +65,7 @@ func (r *Roast) Offer(c Commitment) (*Session, error) {
 	if _, ok := r.ready[c.ID]; ok {
 		return nil, fmt.Errorf("frost: member %d offered a commitment already", c.ID)
 	}
-	if _, _, err := c.points(); err != nil {
+	if err := c.Validate(); err != nil {
 		return nil, r.condemn("nonce commitment", c.ID, err)
 	}
 	r.ready[c.ID] = c

@@ -217,6 +217,12 @@ func (s *session) decode(list []Commitment) error {
 	return cheats.verdict()
 }
 
+// Validate refuses points that no signer commits to.
+func (c Commitment) Validate() error {
+	_, _, err := c.points()
+	return err
+}
+
 func (c Commitment) points() (hiding, binding *edwards25519.Point, err error) {
 	if hiding, err = decodePoint(c.Hiding); err != nil {
 		return nil, nil, fmt.Errorf("hiding: %w", err)

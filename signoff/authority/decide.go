@@ -47,6 +47,8 @@ func (d decision) decide() ([]change, error) {
 		return d.transcript(doc)
 	case *signoff.DealerAnswer:
 		return d.answer(doc)
+	case *signoff.SigningFault:
+		return d.fault(doc)
 	case *signoff.Tick:
 		return d.tick(doc)
 	case *signoff.Object:

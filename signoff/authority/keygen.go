@@ -258,6 +258,8 @@ func firstGroup(group *frost.Group) (change, error) {
 	id, err := hsm.Fingerprint(public)
 	return change{key: "group", value: group.PublicKey[:], put: func(s *State) {
 		s.Group, s.groupID = group, id
+		first := *s.Term()
+		first.Group, s.Terms = group, []*Term{&first}
 		s.signers = maps.Clone(s.signers)
 		s.signers[id] = signer{public: public}
 	}}, err

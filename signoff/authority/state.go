@@ -33,11 +33,12 @@ type State struct {
 	People     *Roster
 	Tokens     map[Digest]Owned // every token of people there ever was, by signing key
 	Policy     *PolicyRecord
-	Terms      []*Term      // all councils that were in office, that which is last
-	Watches    []Watch      // whose signatures made checkpoints, from which size on
-	Keygen     *Keygen      // the making of shares that is under way, or the last one
-	Aborts     []*Abort     // every attempt at shares that accusations ended, in order
-	Group      *frost.Group // of the council in office; nil until the key generation is complete
+	Terms      []*Term       // all councils that were in office, that which is last
+	Watches    []Watch       // whose signatures made checkpoints, from which size on
+	Keygen     *Keygen       // the making of shares that is under way, or the last one
+	Aborts     []*Abort      // every attempt at shares that accusations ended, in order
+	Convicts   []*Conviction // of notaries that cheated while a warrant was signed, in order
+	Group      *frost.Group  // of the council in office; nil until the key generation is complete
 	Ticks      *TickRound
 	Requests   map[Digest]*Request
 	Warrants   map[Digest]*Warrant

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/keyturn/keyturn/hsm/frost"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/proof"
 )
@@ -18,6 +19,7 @@ type Term struct {
 	Index   uint64          `json:"index"`   // of the entry that began it
 	Warrant Digest          `json:"warrant"` // that ordered it; zero for term 1
 	Council signoff.Council `json:"-"`
+	Group   *frost.Group    `json:"-"` // that signs in it; in term 1 nil until the key generation is complete
 }
 
 // A Watch says whose signatures make a checkpoint of a size, from one size on:
@@ -203,7 +205,7 @@ func (d decision) takeover(t *signoff.Takeover) ([]change, error) {
 	if err := d.saw(signoff.Seen{Size: c.Size, Root: Digest(c.Root)}); err != nil {
 		return nil, err
 	}
-	term := &Term{Number: t.Term, Index: d.index, Warrant: s.Keygen.Warrant, Council: next}
+	term := &Term{Number: t.Term, Index: d.index, Warrant: s.Keygen.Warrant, Council: next, Group: s.Keygen.group}
 	signers, err := s.seat(next)
 	if err != nil {
 		return nil, err
@@ -236,7 +238,7 @@ func (s *State) seat(c signoff.Council) (map[Digest]signer, error) {
 // tick, cosign, propose and sign.
 func (s *State) begin(t *Term, signers map[Digest]signer) {
 	s.Terms, s.signers = append(slices.Clip(s.Terms), t), signers
-	s.Group = s.Keygen.group
+	s.Group = t.Group
 	s.Ticks = &TickRound{Round: s.Ticks.Round + 1, Times: map[Digest]int64{}}
 	s.watched(t.Index)
 }

@@ -94,6 +94,8 @@ func (s *State) verifySigner(p prepared) error {
 		return s.byJoiner(p, d)
 	case *signoff.Takeover:
 		return s.byMember(p, d.Notary)
+	case *signoff.SigningFault:
+		return s.byNotary(p, d.Notary)
 	case *signoff.Tick:
 		return s.byNotary(p, d.Notary)
 	case *signoff.Epoch:

@@ -58,7 +58,7 @@ func (n *Notary) newSession(request Digest, payload []byte, l look) (*signSessio
 // judged again at every step: a veto, a halt or time ends the session.
 func (n *Notary) planSign(l look) (func(context.Context) error, error) {
 	want := map[Digest][]byte{}
-	if l.state.Group != nil && l.onTime() {
+	if l.groupFinal() && l.onTime() {
 		for id, r := range l.state.Requests {
 			if r.Ended != "" || r.Satisfied == nil || !l.isFinal(r.Satisfied.Index) || n.unloggedHalt(l, id) {
 				continue
@@ -101,6 +101,13 @@ func (n *Notary) planSign(l look) (func(context.Context) error, error) {
 		}
 		return errors.Join(errs...)
 	}, nil
+}
+
+// groupFinal reports whether the group that signs is final. A share under one
+// that a recovery could replace would be a wrong share under the next.
+func (l look) groupFinal() bool {
+	k := l.state.Keygen
+	return l.state.Group != nil && (k.Term != l.state.Term().Number || l.isFinal(k.Index))
 }
 
 func (s *signSession) discard() {
