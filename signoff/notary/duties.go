@@ -170,20 +170,41 @@ func (n *Notary) listen(ctx context.Context) error {
 	return nil
 }
 
-// noteHalts remembers halts by their look alone; planHalts appends them, and
-// the fold says whether they count.
+// maxHalts bounds the halts remembered that the log does not have. Nobody who
+// may not halt puts one there; those who may need few.
+const maxHalts = 1024
+
+// noteHalts remembers halts that count, for planHalts to append.
 func (n *Notary) noteHalts(msgs [][]byte) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	for _, m := range msgs {
 		doc, err := signoff.ReadLine(m)
 		if err != nil {
 			continue
 		}
-		if _, ok := doc.Doc.(*signoff.Halt); ok && len(n.halts) < 1024 {
+		if _, ok := doc.Doc.(*signoff.Halt); !ok || n.isVoid(doc) {
+			continue
+		}
+		n.mu.Lock()
+		if len(n.halts) < maxHalts {
 			n.halts[doc.Digest()] = doc
 		}
+		n.mu.Unlock()
 	}
+}
+
+// isVoid reports whether the fold is in force and would not take the halt.
+func (n *Notary) isVoid(halt *signoff.Signed) (void bool) {
+	_ = n.view(func(l look) error {
+		void = l.state.InForce && !l.counts(halt)
+		return nil
+	})
+	return void
+}
+
+// counts reports whether the fold would take the halt.
+func (l look) counts(halt *signoff.Signed) bool {
+	out, _, err := l.auth.Judge(halt.Line(), noBlobs{})
+	return err == nil && out.Void == nil
 }
 
 // planHalts appends halts that came by mail and are not in the log.
@@ -191,12 +212,7 @@ func (n *Notary) planHalts(l look) (func(context.Context) error, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for id, h := range n.halts {
-		if _, there := l.state.Halts[id]; there {
-			delete(n.halts, id)
-			continue
-		}
-		out, _, err := l.auth.Judge(h.Line(), noBlobs{})
-		if err != nil || out.Void != nil {
+		if _, there := l.state.Halts[id]; there || !l.counts(h) {
 			delete(n.halts, id)
 			continue
 		}
@@ -218,8 +234,7 @@ func (n *Notary) unloggedHalt(l look, request Digest) bool {
 		if _, there := l.state.Halts[id]; there {
 			continue
 		}
-		out, _, err := l.auth.Judge(h.Line(), noBlobs{})
-		if err == nil && out.Void == nil && h.Doc.(*signoff.Halt).Covers(request, Digest{}) {
+		if h.Doc.(*signoff.Halt).Covers(request, Digest{}) && l.counts(h) {
 			return true
 		}
 	}
