@@ -31,10 +31,13 @@ with public keys alone, print, and put into the log.
 Rehearse first: --rehearsal follows the same script with throw-away keys, and
 says REHEARSAL on every line that it shows or has signed.
 
-A membership script names who joins and leaves and where new keys go. Its
-write-change step writes the files that keyturn request people takes, and prints
-the command; its verify-log step passes only with a log that has exactly these
-keys in these places, and nobody who leaves.`}
+Whatever a step makes, a later one looks for: a genesis in its charter, any
+other ceremony in the log that its last verify-log or verify-keygen reads. A
+membership script names who joins and leaves, people or notaries, and where new
+keys go. Its write-change step writes the files that keyturn request people and
+keyturn request notaries take, and prints the commands; its verify-log step
+passes only with a log that has exactly these keys in these places, and nobody
+who leaves.`}
 	cmd.AddCommand(ceremonyShowCmd(a), ceremonyRunCmd(a), ceremonyVerifyCmd(a), ceremonyRecordCmd(a), ceremonyRegisterCmd(a))
 	return cmd
 }
@@ -56,9 +59,9 @@ func readScript(path string) ([]byte, *ceremony.Script, error) {
 	if err != nil {
 		return nil, nil, ui.WithHint(fmt.Errorf("%s: %w", path, err), "deploy/ceremony has scripts to start from")
 	}
-	if step, found := s.Unplaced(); found {
-		return nil, nil, ui.WithHint(fmt.Errorf("%s: step %s makes a key and has no slot: nothing would compare it with the log", path, step),
-			"slot: people NAME signing, exchange, spare-signing or spare-exchange; keys of notaries are for a ceremony of purpose notary-keys")
+	if s.Version < ceremony.ScriptVersion {
+		return nil, nil, ui.WithHint(fmt.Errorf("%s: a script of version %d, which is read in transcripts and held no more", path, s.Version),
+			"write version: %d and read what keyturn ceremony show says is missing; deploy/ceremony has scripts to start from", ceremony.ScriptVersion)
 	}
 	return text, s, nil
 }

@@ -297,8 +297,10 @@ func (s *session) except() error {
 }
 
 func (s *session) giveUp(ctx context.Context, o ceremony.Outcome) error {
-	if step := s.chain.Next(); o == ceremony.Waived && step.Proves != "" {
-		return fmt.Errorf("this step proves that %s: it cannot be waived, only done again, or the ceremony aborted", step.Proves)
+	if o == ceremony.Waived {
+		if err := s.chain.Script.Waivable(s.chain.Next()); err != nil {
+			return err
+		}
 	}
 	if err := s.except(); err != nil {
 		return err

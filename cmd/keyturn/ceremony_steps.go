@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/hpke"
 	"encoding/base64"
 	"errors"
@@ -10,7 +11,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/keyturn/keyturn/cmd/internal/config"
 	"github.com/keyturn/keyturn/cmd/internal/ui"
@@ -199,12 +202,63 @@ func (s *session) proveSpare(ctx context.Context, step *ceremony.Step) ([]ceremo
 	if err != nil {
 		return nil, err
 	}
+	if err := s.knownSpare(ctx, step, key.Public()); err != nil {
+		return nil, err
+	}
 	sig, err := hsm.SignMessage(ctx, key, ceremony.SpareChallenge(s.chain, step.Person))
 	if err != nil {
 		return nil, err
 	}
 	list, err := s.keyFindings(d, key.Public())
 	return append(list, found("signature", base64.StdEncoding.EncodeToString(sig))), err
+}
+
+// knownSpare holds a spare's key to the one that this ceremony made for it or
+// that, where none was made, the log or a genesis's charter has as a spare of its
+// person. The keys of a rehearsal are in neither.
+func (s *session) knownSpare(ctx context.Context, step *ceremony.Step, public crypto.PublicKey) error {
+	key, err := signoff.NewPublicKey(public, "")
+	if err != nil {
+		return err
+	}
+	made, err := s.chain.SpareKey(step)
+	switch {
+	case err != nil:
+		return err
+	case made != nil && made.Fingerprint() != key.Fingerprint():
+		return ui.WithHint(fmt.Errorf("the token signs with key %s, this ceremony made %s for it", key.Fingerprint(), made.Fingerprint()), "find the token that the key was made on; one with the same label and serial number is a copy or a fake")
+	case made != nil || s.chain.Mode != ceremony.Real:
+		return nil
+	}
+	people, where, err := s.peopleOf(ctx, step)
+	if err != nil {
+		return err
+	}
+	for _, p := range people {
+		if p.Name == step.Person && slices.ContainsFunc(p.Spares, func(t signoff.Token) bool { return t.ID() == key.Fingerprint() }) {
+			return nil
+		}
+	}
+	return ui.WithHint(fmt.Errorf("the token signs with key %s, which %s does not have as a spare of %s", key.Fingerprint(), where, step.Person), "keyturn people lists the tokens that count")
+}
+
+// peopleOf are those of the log that a step names, or of this ceremony's charter.
+func (s *session) peopleOf(ctx context.Context, step *ceremony.Step) (people []signoff.Person, where string, err error) {
+	if step.Log == "" {
+		c, _, err := s.readCharter()
+		if err != nil {
+			return nil, "", err
+		}
+		return c.People, "the charter", nil
+	}
+	x, err := s.replay(ctx, step.Log)
+	if err != nil {
+		return nil, "", err
+	}
+	return people, "the log", x.view(func(_ *authority.Authority, st *authority.State) error {
+		people = roster(st).People
+		return nil
+	})
 }
 
 // input is a file that the script names.
@@ -433,6 +487,9 @@ func (s *session) verifyLog(ctx context.Context, step *ceremony.Step) ([]ceremon
 		return nil, err
 	}
 	list = append(list, found("entries", x.final.Size), found("root", dsse.Digest(x.final.Root)))
+	if err := s.statedIn(x); err != nil {
+		return nil, err
+	}
 	return list, x.view(func(auth *authority.Authority, st *authority.State) error {
 		if step.Do == ceremony.VerifyLog {
 			list = append(list, found("state", auth.StateDigest()))
@@ -440,8 +497,34 @@ func (s *session) verifyLog(ctx context.Context, step *ceremony.Step) ([]ceremon
 		}
 		group, transcript, err := keygenDone(st)
 		list = append(list, found("group", group), found("transcript", transcript))
-		return err
+		return errors.Join(err, s.held(step, st))
 	})
+}
+
+// statedIn wants the log to hold every position that a notary stated in this
+// ceremony.
+func (s *session) statedIn(x *audit) error {
+	for _, t := range s.chain.Script.Steps {
+		r, ok := s.chain.Done(t.Name)
+		if !ok || t.Do != ceremony.Position || s.chain.Mode != ceremony.Real {
+			continue
+		}
+		size, err := strconv.ParseUint(r.Find("size"), 10, 63)
+		if err != nil {
+			return err
+		}
+		if size > x.final.Size {
+			return ui.WithHint(fmt.Errorf("notary %s cosigned %d entries (step %s), this log has %d", r.Find("notary"), size, t.Name, x.final.Size), "bring a newer copy of the log; if there is none, entries are lost: keep the position")
+		}
+		root, err := x.archive.Root(size)
+		if err != nil {
+			return err
+		}
+		if got := dsse.Digest(root).String(); got != r.Find("root") {
+			return fmt.Errorf("notary %s cosigned root %s of %d entries (step %s), this log has %s there: one of the two is a fork", r.Find("notary"), r.Find("root"), size, t.Name, got)
+		}
+	}
+	return nil
 }
 
 // change is the finding of what this ceremony brings about.
@@ -454,8 +537,8 @@ func (s *session) change() (ceremony.Finding, error) {
 	return found("change", sum), err
 }
 
-// writeChange writes a file for each person with new keys, and says what to ask
-// for with them.
+// writeChange writes a file for each person and notary with new keys, and says
+// what to ask for with them.
 func (s *session) writeChange() ([]ceremony.Finding, error) {
 	c, err := s.chain.Change()
 	if err != nil {
@@ -463,14 +546,14 @@ func (s *session) writeChange() ([]ceremony.Finding, error) {
 	}
 	command := "keyturn request people --purpose '...'"
 	for _, p := range c.Join {
-		path, err := s.keep(p.Name, p)
+		path, err := s.keep("people", p.Name, p)
 		if err != nil {
 			return nil, err
 		}
 		command += " --add " + path
 	}
 	for _, t := range c.Tokens {
-		path, err := s.keep(t.Person, t.Token)
+		path, err := s.keep("people", t.Person, t.Token)
 		if err != nil {
 			return nil, err
 		}
@@ -482,17 +565,47 @@ func (s *session) writeChange() ([]ceremony.Finding, error) {
 	for _, r := range c.Retire {
 		command += " --retire " + r.Person + "=" + r.Key.String()
 	}
-	s.say("somebody who belongs asks for it with\n%s\n", command)
+	commands := []string{command}
+	if c.Notaries != nil {
+		notaries, err := s.notaryCommand(c.Notaries)
+		if err != nil {
+			return nil, err
+		}
+		if commands = append(commands, notaries); len(c.Join)+len(c.Tokens)+len(c.Leave)+len(c.Retire) == 0 {
+			commands = commands[1:]
+		}
+	}
+	s.say("somebody who belongs asks for it with\n%s\n", strings.Join(commands, "\n"))
 	f, err := s.change()
 	return []ceremony.Finding{f}, err
 }
 
-// keep writes a person's file in the ceremony's directory, once.
-func (s *session) keep(name string, v any) (path string, err error) {
+// notaryCommand writes a file for each notary that joins, and says what to ask
+// for with them.
+func (s *session) notaryCommand(c *ceremony.NotaryChange) (string, error) {
+	command := "keyturn request notaries --purpose '...'"
+	for _, y := range c.Join {
+		path, err := s.keep("notaries", y.Name, y)
+		if err != nil {
+			return "", err
+		}
+		command += " --add " + path
+	}
+	for _, name := range c.Leave {
+		command += " --remove " + name
+	}
+	if c.Faults > 0 {
+		command += fmt.Sprintf(" --faults %d", c.Faults)
+	}
+	return command, nil
+}
+
+// keep writes a person's or notary's file below the ceremony's directory, once.
+func (s *session) keep(dir, name string, v any) (path string, err error) {
 	if name += ".json"; s.chain.Mode != ceremony.Real {
 		name = string(ceremony.Rehearsal) + "-" + name
 	}
-	path = filepath.Join(s.dir, "people", name)
+	path = filepath.Join(s.dir, dir, name)
 	b, err := dsse.Encode(v)
 	if err != nil {
 		return "", err
@@ -507,23 +620,37 @@ func (s *session) keep(name string, v any) (path string, err error) {
 	return path, writeFile(path, b)
 }
 
-// held compares the people of the log with the keys of this ceremony. The keys of
-// a rehearsal are in no log.
+// held compares what the log has with what this ceremony made. The keys of a
+// rehearsal are in no log.
 func (s *session) held(step *ceremony.Step, st *authority.State) error {
-	if !s.chain.Script.Held(step) || s.chain.Mode != ceremony.Real {
+	if !s.chain.Script.Compares(step) || s.chain.Mode != ceremony.Real {
 		return nil
 	}
-	r := ceremony.Roster{Ever: map[dsse.Digest]string{}}
+	if err := s.chain.Held(roster(st)); err != nil {
+		return ui.WithHint(err, "the request was made with other keys, is not final yet, or the copy of the log is older than it")
+	}
+	return nil
+}
+
+// roster is whose keys the log has now.
+func roster(st *authority.State) ceremony.Roster {
+	r := ceremony.Roster{Ever: map[dsse.Digest]string{}, Log: st.LogKey}
 	for _, m := range st.People.Members {
 		r.People = append(r.People, m.Person)
 	}
 	for key, t := range st.Tokens {
 		r.Ever[key] = t.Name
 	}
-	if err := s.chain.Held(r); err != nil {
-		return ui.WithHint(err, "the request was made with other keys, is not final yet, or the copy of the log is older than it")
+	for _, t := range st.Terms {
+		r.Councils = append(r.Councils, t.Council)
 	}
-	return nil
+	if b := st.Charter.BootPolicy; b != nil {
+		r.Boot = *b
+	}
+	for _, c := range st.Charter.Coordinators {
+		r.TLS = append(r.TLS, c.TLS)
+	}
+	return r
 }
 
 // keygenDone wants every notary to have agreed to one transcript and one key.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,6 +26,7 @@ import (
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/ceremony"
 	"github.com/keyturn/keyturn/signoff/dsse"
+	"github.com/keyturn/keyturn/signoff/log"
 	"github.com/keyturn/keyturn/signoff/signofftest"
 )
 
@@ -182,6 +184,22 @@ func (h *hall) pinFD() int {
 	return fd
 }
 
+// stuck does what is asked until a step is asked for a second time, and stops.
+func (h *hall) stuck() outcome {
+	h.t.Helper()
+	at := -1
+	o, _ := h.run(func(q string) (string, error) {
+		if strings.HasPrefix(q, "[") {
+			if h.records() == at {
+				return "stop", nil
+			}
+			at = h.records()
+		}
+		return "", errors.New("")
+	})
+	return o
+}
+
 func (h *hall) does(more ...string) outcome {
 	h.t.Helper()
 	o, _ := h.run(nil, more...)
@@ -222,10 +240,10 @@ func (h *hall) write(name, text string) string {
 }
 
 // smallScript has people without tokens, so that file keys sign.
-const smallScript = `version: 1
-name: drill-lab
-purpose: drill
-title: A drill of the lab
+const smallScript = `version: 2
+name: keys-lab
+purpose: notary-keys
+title: The keys of the lab
 charter: "%s"
 people:
   - {name: maria, organisation: lab, roles: [master]}
@@ -236,31 +254,86 @@ steps:
   - {name: file, do: file-digest, file: script.yaml, text: "The script.", by: [maria, wendy]}
   - {name: aloud, do: read-aloud, of: file, text: "Wendy reads the digest.", by: [maria, alice, wendy]}
   - {name: charter, do: verify-charter, file: charter.json, text: "The charter.", by: [maria, wendy]}
-  - {name: position, do: position, file: position.json, proves: "a notary states its position", text: "The position.", by: [alice, wendy]}
+  - {name: keys, do: verify-keygen, log: log, proves: "the notaries have their group key", text: "The group key.", by: [alice, wendy]}
 `
 
+// lab is a cluster's charter, a copy of its log and alice's key, by path. It is
+// made once.
+var lab struct {
+	sync.Once
+	id    dsse.Digest
+	files map[string][]byte
+}
+
+func makeLab(t *testing.T) {
+	d := newDesk(t)
+	lab.id, lab.files = d.ID, map[string][]byte{}
+	keep := func(to, from string) {
+		b, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lab.files[to] = b
+	}
+	keep("charter.json", d.path("charter.json"))
+	keep("alice.pem", filepath.Join(d.Dir, "alice.pem"))
+	dir := filepath.Join(t.TempDir(), "log")
+	copyLog(t, filepath.Join(d.Dir, "log"), dir)
+	if err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		name, err := filepath.Rel(dir, path)
+		keep(filepath.Join("log", name), path)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// layLab writes the lab's files into a directory.
+func layLab(dir string) error {
+	for name, b := range lab.files {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyLog copies a log that goes on, as operators do: the checkpoint first.
+func copyLog(t *testing.T, from, to string) {
+	t.Helper()
+	checkpoint, err := os.ReadFile(filepath.Join(from, "checkpoint"))
+	if err == nil {
+		err = os.CopyFS(to, os.DirFS(from))
+	}
+	if err == nil {
+		err = os.WriteFile(filepath.Join(to, "checkpoint"), checkpoint, 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // newHall has keys in files for people of the small script, and a charter and a
-// position of one of its notaries.
+// copy of its log.
 func newHall(t *testing.T) *hall {
 	t.Helper()
+	lab.Do(func() { makeLab(t) })
 	h := &hall{t: t, dir: t.TempDir()}
-	c := signofftest.Keys(t, nil)
-	payload, err := signoff.Write(c.Charter)
-	h.must(err)
-	h.write("charter.json", string(payload))
-	n := c.Notaries[0]
-	p, err := signoff.Sign(context.Background(), n.Signing, &signoff.Position{Charter: c.ID, Notary: c.Charter.Notaries[0].ID(),
-		Seen: signoff.Seen{Size: 9, Root: dsse.Digest{1}}, Answer: make([]byte, 32)})
-	h.must(err)
-	h.write("position.json", string(p.Line())+"\n")
-	h.script = h.write("script.yaml", fmt.Sprintf(smallScript, c.ID))
+	h.must(layLab(h.dir))
+	h.script = h.write("script.yaml", fmt.Sprintf(smallScript, lab.id))
 	for _, name := range []string{"maria", "wendy"} {
 		uri := "file:" + h.path(name+".pem")
 		_, err := file.Generate(uri, hsm.KindP256)
 		h.must(err)
 		h.args = append(h.args, "--key", name+"="+uri)
 	}
-	h.args = append(h.args, "--key", "alice=file:"+filepath.Join(c.Dir, "alice.pem"))
+	h.args = append(h.args, "--key", "alice=file:"+h.path("alice.pem"))
 	h.people("maria", "wendy")
 	return h
 }
@@ -328,7 +401,7 @@ func TestCeremony(t *testing.T) {
 	if bytes.Contains(one, []byte("http")) && !bytes.Contains(one, []byte("http-equiv")) || bytes.Contains(one, []byte("<script")) || bytes.Contains(one, []byte("REHEARSAL")) {
 		t.Error("the page reaches for something, or calls itself a rehearsal")
 	}
-	for _, want := range []string{"A drill of the lab", ceremony.Groups(v.Transcript)[0], "a notary states its position"} {
+	for _, want := range []string{"The keys of the lab", ceremony.Groups(v.Transcript)[0], "the notaries have their group key"} {
 		if !bytes.Contains(one, []byte(want)) {
 			t.Errorf("the page does not say %q", want)
 		}
@@ -356,7 +429,7 @@ func TestAttackCeremonyScriptChangedBetweenSteps(t *testing.T) {
 	})
 	text, err := os.ReadFile(h.script)
 	h.must(err)
-	h.write("script.yaml", strings.Replace(string(text), "The position.", "A position.", 1))
+	h.write("script.yaml", strings.Replace(string(text), "The group key.", "A group key.", 1))
 	if o, _ := h.run(nil); o.code == 0 || !strings.Contains(o.err, "the script was changed") {
 		t.Errorf("exit %d: %s", o.code, tail(o.err))
 	}
@@ -772,6 +845,32 @@ func TestAttackCeremonyOtherToken(t *testing.T) {
 	}
 }
 
+// The spare's key is made anew between the step that made it and the one that
+// proves it: the token is the same, by serial number and label.
+func TestAttackCeremonySpareMadeAnew(t *testing.T) {
+	h := newGenesis(t)
+	o, _ := h.run(func(string) (string, error) {
+		if h.records() == 57 { // up to charter-aloud
+			return "stop", nil
+		}
+		return "", errors.New("")
+	})
+	uri := "pkcs11:token=alice-spare;object=sign?module-path=" + softHSM
+	if h.records() != 57 {
+		t.Fatalf("stopped after %d signatures: %s", h.records(), tail(o.err))
+	}
+	a := &app{Printer: &ui.Printer{Out: io.Discard, Err: io.Discard, In: strings.NewReader("")}, pinFD: h.pinFD()}
+	defer a.close()
+	h.must(a.keyring().Destroy(context.Background(), uri))
+	a.close()
+	if o := keyturn(t, "key", "new", uri, "--kind", "p256", "--pin-fd", fmt.Sprint(h.pinFD())); o.code != 0 {
+		t.Fatal(o.err)
+	}
+	if o := h.stuck(); o.code == 0 || !strings.Contains(o.err, "FAILED: the token signs with key sha256:") || !strings.Contains(o.err, "this ceremony made sha256:") || h.records() != 57 {
+		t.Errorf("exit %d after %d signatures: %s", o.code, h.records(), tail(o.err))
+	}
+}
+
 func TestAttackCeremonyKeyMadeBefore(t *testing.T) {
 	h := newGenesis(t)
 	if o := keyturn(t, "key", "new", "pkcs11:token=alice;object=sign?module-path="+softHSM, "--kind", "p256", "--pin-fd", fmt.Sprint(h.pinFD())); o.code != 0 {
@@ -793,7 +892,7 @@ func TestAttackCeremonyKeyMadeBefore(t *testing.T) {
 
 // logScript is a drill on a cluster that runs, by its people. The log's copy is
 // in the directory log beside the script.
-const logScript = `version: 1
+const logScript = `version: 2
 name: drill-cluster
 purpose: drill
 title: A drill on the log
@@ -804,7 +903,8 @@ people:
   - {name: alice, organisation: lab, roles: [holder]}
 steps:
   - {name: charter, do: verify-charter, file: charter.json, text: "The charter.", by: [bob, carol]}
-  - {name: log, do: verify-log, log: log, text: "The log.", by: [bob, carol]}
+  - {name: position, do: position, file: position.json, text: "The position.", by: [bob, carol]}
+  - {name: log, do: verify-log, log: log, proves: "the log has the position", text: "The log.", by: [bob, carol]}
   - {name: log-aloud, do: read-aloud, of: log, text: "Its root.", by: [bob, carol]}
   - {name: keys, do: verify-keygen, log: log, text: "The group key.", by: [bob, carol]}
   - {name: share, do: drill-share, person: alice, weights: "%s", log: log, proves: "alice's share opens", text: "The share.", by: [alice, carol]}
@@ -815,7 +915,8 @@ func TestCeremonyInTheLog(t *testing.T) {
 	d := newDesk(t)
 	v := d.seal("erin", "model")
 	h := &hall{t: t, dir: d.work}
-	h.must(os.CopyFS(h.path("log"), os.DirFS(filepath.Join(d.Dir, "log"))))
+	copyLog(t, filepath.Join(d.Dir, "log"), h.path("log"))
+	h.states(d, 9)
 	h.script = h.write("script.yaml", fmt.Sprintf(logScript, d.ID, v.Object))
 	for _, name := range []string{"alice", "bob", "carol"} {
 		h.args = append(h.args, "--key", name+"=file:"+filepath.Join(d.Dir, name+".pem"))
@@ -826,7 +927,7 @@ func TestCeremonyInTheLog(t *testing.T) {
 	h.args = wrong
 	failed := 0
 	o, _ := h.run(func(q string) (string, error) {
-		if strings.HasPrefix(q, "[go") && h.records() == 8 {
+		if strings.HasPrefix(q, "[go") && h.records() == 10 {
 			if failed++; failed == 2 {
 				return "stop", nil
 			}
@@ -876,6 +977,50 @@ func TestCeremonyInTheLog(t *testing.T) {
 	h2.does("--rehearsal")
 	if o := d.as("dave", "register", "ceremony", "register", h.path("rehearsal", "REHEARSAL-transcript.json")); o.code == 0 || !strings.Contains(o.err, "this is a REHEARSAL") {
 		t.Errorf("a rehearsal: exit %d: %s", o.code, o.err)
+	}
+}
+
+// states writes the position of a notary that cosigned so many entries of the
+// copy of the log.
+func (h *hall) states(d *desk, size uint64) {
+	h.t.Helper()
+	archive, err := log.OpenReadOnly(h.path("log"))
+	h.must(err)
+	root, err := archive.Root(min(size, archive.Size()))
+	h.must(errors.Join(err, archive.Close()))
+	h.position(d, size, root)
+}
+
+func (h *hall) position(d *desk, size uint64, root dsse.Digest) {
+	h.t.Helper()
+	n := d.Notaries[0]
+	p, err := signoff.Sign(context.Background(), n.Signing, &signoff.Position{Charter: d.ID, Notary: n.Doc.ID(), Seen: signoff.Seen{Size: size, Root: root}, Answer: make([]byte, 32)})
+	h.must(err)
+	h.write("position.json", string(p.Line())+"\n")
+}
+
+// A notary's position that the log does not have, or has otherwise, and no way to
+// the end.
+func TestAttackCeremonyPositionNotInTheLog(t *testing.T) {
+	d := newDesk(t)
+	for reason, state := range map[string]func(*hall){
+		"this log has":                        func(h *hall) { h.states(d, 1<<20) },
+		"one of the two is a fork":            func(h *hall) { h.position(d, 9, dsse.Digest{1}) },
+		"never cosigned anything":             func(h *hall) { h.position(d, 0, dsse.Digest{}) },
+		"want a position of " + d.ID.String(): func(h *hall) { h.write("position.json", string(d.Genesis[1])+"\n") },
+	} {
+		h := &hall{t: t, dir: t.TempDir()}
+		copyLog(t, filepath.Join(d.Dir, "log"), h.path("log"))
+		h.must(os.Symlink(d.path("charter.json"), h.path("charter.json")))
+		h.script = h.write("script.yaml", fmt.Sprintf(logScript, d.ID, dsse.Digest{1}))
+		for _, name := range []string{"alice", "bob", "carol"} {
+			h.args = append(h.args, "--key", name+"=file:"+filepath.Join(d.Dir, name+".pem"))
+		}
+		state(h)
+		o := h.stuck()
+		if o.code == 0 || !strings.Contains(o.err, reason) {
+			t.Errorf("exit %d: %s, want %q", o.code, tail(o.err), reason)
+		}
 	}
 }
 

@@ -20,8 +20,13 @@ const softHSM = "/usr/lib/softhsm/libsofthsm2.so"
 func TestKeyScripts(t *testing.T) {
 	buildTokenHelper(t)
 	e := swtpm.New(t)
+	lab.Do(func() { makeLab(t) })
 	testscript.Run(t, testscript.Params{Dir: "testdata/key", Setup: func(env *testscript.Env) error {
 		env.Setenv("KEYTURN_TPM", e.Path)
+		env.Setenv("CHARTER", lab.id.String())
+		if err := layLab(env.WorkDir); err != nil {
+			return err
+		}
 		env.Setenv("KEYTURN_CONFIG", filepath.Join(env.WorkDir, "none.yaml"))
 		for _, dir := range []string{"roots", "other-roots"} {
 			if err := os.Mkdir(filepath.Join(env.WorkDir, dir), 0o700); err != nil {

@@ -42,6 +42,11 @@ func (d decision) ceremony(c *signoff.Ceremony) ([]change, error) {
 	if err := report.Anchor(d.state.CeremonyAnchors(), d.state.Charter.Development); err != nil {
 		return nil, err
 	}
+	if report.Script.Version > 1 {
+		if err := report.Holds(d.state.Charter); err != nil {
+			return nil, err
+		}
+	}
 	r := &Ceremony{Last: report.Last(), Document: d.id, Index: d.index, Script: c.Script, Transcript: c.Transcript}
 	return []change{{key: "ceremony/" + r.Last.Hex(), value: r, put: func(s *State) { s.Ceremonies[r.Last] = r }}}, nil
 }

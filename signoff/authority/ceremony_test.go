@@ -35,7 +35,11 @@ steps:
 // with the keys of others.
 func (l *log) held(m ceremony.Mode, charter Digest, last ceremony.Outcome, as map[string]string) (script Digest, transcript []byte) {
 	l.t.Helper()
-	text := fmt.Appendf(nil, ceremonyScript, charter)
+	return l.follows(fmt.Appendf(nil, ceremonyScript, charter), m, charter, last, as)
+}
+
+func (l *log) follows(text []byte, m ceremony.Mode, charter Digest, last ceremony.Outcome, as map[string]string) (script Digest, transcript []byte) {
+	l.t.Helper()
 	chain, err := ceremony.Begin(m, text, []byte("0123456789abcdef"))
 	l.must(err)
 	for step := chain.Next(); step != nil; step = chain.Next() {
@@ -50,6 +54,10 @@ func (l *log) held(m ceremony.Mode, charter Digest, last ceremony.Outcome, as ma
 			r.Exceptions = append(r.Exceptions, ceremony.Exception{Kind: "failure", Text: "no position came", Decided: "bob"})
 		case step.Name == "charter":
 			r.Findings = append(r.Findings, ceremony.Finding{Name: "charter", Value: charter.String()})
+		case step.Do == ceremony.VerifyKeygen:
+			for name, value := range map[string]string{"charter": charter.String(), "entries": "1", "root": "1", "group": "1", "transcript": "1"} {
+				r.Findings = append(r.Findings, ceremony.Finding{Name: name, Value: value})
+			}
 		default:
 			for _, name := range []string{"notary", "size", "root", "answer"} {
 				r.Findings = append(r.Findings, ceremony.Finding{Name: name, Value: "1"})
@@ -151,4 +159,18 @@ func TestAttackCeremonyRegistered(t *testing.T) {
 	l.voids(l.registers(script, []byte("{}")), "ceremony: read transcript")
 	l.voids(l.signed(l.People["erin"].Signing, &signoff.Ceremony{Charter: l.ID, Person: l.Charter.People[3].ID(), Script: script, Transcript: l.blobs.put(transcript)}), "which is none of dave's")
 	l.takes(l.registers(script, transcript))
+}
+
+// A witness from elsewhere, whom the log does not know by name, signs with a key
+// that it knows as erin's.
+func TestAttackCeremonyWitnessIsAnother(t *testing.T) {
+	l := ready(t)
+	text := strings.NewReplacer("version: 1", "version: 2", "purpose: drill", "purpose: notary-keys", "carol", "wanda",
+		"name: position, do: position, file: position.json", "name: keys, do: verify-keygen, log: log").Replace(fmt.Sprintf(ceremonyScript, l.ID))
+	script, transcript := l.follows([]byte(text), ceremony.Real, l.ID, ceremony.Passed, map[string]string{"wanda": "erin"})
+	l.voids(l.registers(script, transcript), ", which is erin's")
+	stranger := *l.People["erin"]
+	stranger.Signing = l.NewPerson("wanda", "watch", "safety").Signing
+	l.People["wanda"] = &stranger
+	l.takes(l.registers(l.follows([]byte(text), ceremony.Real, l.ID, ceremony.Passed, nil)))
 }

@@ -2,11 +2,13 @@ package ceremony
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/keyturn/keyturn/hsm"
@@ -123,8 +125,11 @@ func (c *Chain) check(r *Record, step *Step) error {
 		return fmt.Errorf("names %s as the one before, which is %s: a record is missing, altered or out of order", r.Previous, c.last)
 	case r.Step != step.Name:
 		return fmt.Errorf("the script's next step is %s: a step is missing or out of order", step.Name)
-	case r.Outcome == Waived && step.Proves != "":
-		return fmt.Errorf("this step proves that %s: it cannot be waived", step.Proves)
+	}
+	if r.Outcome == Waived {
+		if err := c.Script.Waivable(step); err != nil {
+			return err
+		}
 	}
 	if err := c.checkSigners(r, step); err != nil {
 		return err
@@ -172,8 +177,36 @@ func (c *Chain) checkSigners(r *Record, step *Step) error {
 				return fmt.Errorf("%s and %s sign with one key, %s", other.Name, g.Name, g.Key.Fingerprint())
 			}
 		}
+		if owner := c.owner(g.Key); c.Script.Version > 1 && owner != "" && owner != g.Name {
+			return fmt.Errorf("%s signs with key %s, which is %s's", g.Name, g.Key.Fingerprint(), owner)
+		}
 	}
 	return nil
+}
+
+// owner is whose key the ceremony made or found it to be, or "".
+func (c *Chain) owner(key signoff.PublicKey) string {
+	for _, e := range c.Entries {
+		t, _ := c.Script.Step(e.Record.Step)
+		if e.Record.Outcome != Passed || t.Do != MakeKey && t.Do != ProveSpare || t.Key == hsm.KindSeal {
+			continue
+		}
+		if k, err := FoundKey(e.Record); err != nil || !bytes.Equal(k.Encoded, key.Encoded) {
+			continue
+		}
+		if t.Do == ProveSpare {
+			return t.Person
+		}
+		if slot, _, err := ParseSlot(t.Slot); err == nil {
+			return cmp.Or(slot.Name, slot.Of)
+		}
+		for _, p := range c.Script.People {
+			if p.Token == t.Token && p.Object == t.Object {
+				return p.Name
+			}
+		}
+	}
+	return ""
 }
 
 // checkFindings looks at what a passed step must have found, and checks again
@@ -194,10 +227,16 @@ func (c *Chain) checkFindings(r *Record, step *Step) error {
 	case WriteChange:
 		return c.checkChange(r)
 	case VerifyKeygen, VerifyLog:
-		if err := c.checkCharter(r); err != nil || !c.Script.Held(step) {
+		return c.checkLog(r, step)
+	case Position:
+		if c.Script.Version == 1 {
+			return nil
+		}
+		if _, err := r.digest("root"); err != nil {
 			return err
 		}
-		return c.checkChange(r)
+		_, err := size(r, "size")
+		return err
 	case ReadAloud:
 		return c.checkAloud(r, step)
 	case FileDigest:
@@ -269,6 +308,9 @@ func (c *Chain) checkKey(r *Record, step *Step) error {
 		return nil
 	}
 	key, err := FoundKey(r)
+	if err == nil && c.Script.Version > 1 {
+		err = c.checkBond(key, step, r)
+	}
 	if err != nil {
 		return err
 	}
@@ -290,6 +332,109 @@ func (c *Chain) checkKey(r *Record, step *Step) error {
 		return fmt.Errorf("%s's spare did not sign in this step: %w", step.Person, err)
 	}
 	return nil
+}
+
+// checkBond holds a spare to the key that an earlier step made for it, and lets
+// no key be made or proved twice, nor for somebody while another signs with it.
+func (c *Chain) checkBond(key signoff.PublicKey, step *Step, r *Record) error {
+	person, owner := step.Person, c.owner(key)
+	if step.Do == MakeKey {
+		if owner != "" {
+			return fmt.Errorf("found key %s, which is %s's already", key.Fingerprint(), owner)
+		}
+		if i := slices.IndexFunc(c.Script.People, func(p Person) bool { return p.Token == step.Token && p.Object == step.Object }); i >= 0 {
+			person = c.Script.People[i].Name
+		}
+	} else {
+		made, err := c.SpareKey(step)
+		switch {
+		case err != nil:
+			return err
+		case made != nil && !bytes.Equal(made.Encoded, key.Encoded):
+			return fmt.Errorf("%s signed with key %s, the ceremony made %s as their spare", person, key.Fingerprint(), made.Fingerprint())
+		case owner != "" && owner != person:
+			return fmt.Errorf("%s signed with key %s, which is %s's", person, key.Fingerprint(), owner)
+		}
+	}
+	signers := slices.Clone(r.Signers)
+	for name, k := range c.Keys {
+		signers = append(signers, Signer{name, k})
+	}
+	for _, g := range signers {
+		if bytes.Equal(g.Key.Encoded, key.Encoded) && (step.Do == ProveSpare || g.Name != person) {
+			return fmt.Errorf("found key %s, with which %s signs: want one that nobody else signs with, and a spare that signs no record", key.Fingerprint(), g.Name)
+		}
+	}
+	return nil
+}
+
+// SpareKey is the key that an earlier step made for the token of a prove-spare,
+// or nil if none is to make it: then a log or the charter has it.
+func (c *Chain) SpareKey(step *Step) (*signoff.PublicKey, error) {
+	made := c.Script.makes(step.Token, step.Object)
+	if made == nil {
+		return nil, nil
+	}
+	r, ok := c.Done(made.Name)
+	if !ok {
+		return nil, fmt.Errorf("step %s, which makes this key, did not pass", made.Name)
+	}
+	key, err := FoundKey(r)
+	return &key, err
+}
+
+// checkLog holds a log to what the ceremony found in it before, or a notary
+// stated: it only grows.
+func (c *Chain) checkLog(r *Record, step *Step) error {
+	if err := c.checkCharter(r); err != nil {
+		return err
+	}
+	if c.Script.Version > 1 {
+		if err := c.checkGrown(r, step); err != nil {
+			return err
+		}
+	}
+	if !c.Script.Held(step) {
+		return nil
+	}
+	return c.checkChange(r)
+}
+
+func (c *Chain) checkGrown(r *Record, step *Step) error {
+	entries, err := size(r, "entries")
+	if err != nil {
+		return err
+	}
+	for _, e := range c.Entries {
+		t, _ := c.Script.Step(e.Record.Step)
+		if e.Record.Outcome != Passed || t.Do != VerifyLog && t.Do != VerifyKeygen && t.Do != Position {
+			continue
+		}
+		if was := e.Record.Find("group"); t.Do == step.Do && was != r.Find("group") {
+			return fmt.Errorf("found group key %s, step %s found %s", r.Find("group"), t.Name, was)
+		}
+		name := map[bool]string{true: "size", false: "entries"}[t.Do == Position]
+		was, err := size(e.Record, name)
+		if err != nil {
+			return err
+		}
+		if entries < was {
+			return fmt.Errorf("found a log of %d entries, step %s found %d: the copy is older", entries, t.Name, was)
+		}
+		if entries == was && e.Record.Find("root") != r.Find("root") {
+			return fmt.Errorf("found a log with another root than step %s, and as many entries", t.Name)
+		}
+	}
+	return nil
+}
+
+// size returns a finding that is a number of entries.
+func size(r *Record, name string) (uint64, error) {
+	n, err := strconv.ParseUint(r.Find(name), 10, 63)
+	if err != nil {
+		return 0, fmt.Errorf("found %s %.40q, want a number of entries", name, r.Find(name))
+	}
+	return n, nil
 }
 
 // FoundKey is the public key that a step found.

@@ -1,6 +1,7 @@
 package ceremony
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -16,9 +17,24 @@ import (
 // Changes says what a membership ceremony does to the people of a log, beside
 // the keys that its steps make for places in it.
 type Changes struct {
-	Join   []Joiner     `yaml:"join"`
-	Leave  []string     `yaml:"leave"` // names
-	Retire []Retirement `yaml:"retire"`
+	Join     []Joiner      `yaml:"join"`
+	Leave    []string      `yaml:"leave"` // names
+	Retire   []Retirement  `yaml:"retire"`
+	Notaries NotaryChanges `yaml:"notaries"`
+}
+
+// NotaryChanges says what a membership ceremony does to the notaries. Who joins
+// comes with the keys that the ceremony makes for slots "notaries NAME …".
+type NotaryChanges struct {
+	Join   []NotaryJoiner `yaml:"join"`
+	Leave  []string       `yaml:"leave"`  // names
+	Faults int            `yaml:"faults"` // f from then on; 0: as it is
+}
+
+// A NotaryJoiner is a notary that comes in.
+type NotaryJoiner struct {
+	Name         string `yaml:"name"`
+	Organisation string `yaml:"organisation"`
 }
 
 // A Joiner is a person who comes in with the keys that the ceremony makes.
@@ -41,6 +57,15 @@ type Change struct {
 	Tokens []NewToken       `json:"tokens"`
 	Leave  []string         `json:"leave"`
 	Retire []Retirement     `json:"retire"`
+
+	Notaries *NotaryChange `json:"notaries,omitempty"`
+}
+
+// A NotaryChange is a change of notaries with every key in it.
+type NotaryChange struct {
+	Join   []signoff.Notary `json:"join"`
+	Leave  []string         `json:"leave"`
+	Faults int              `json:"faults"` // 0: as it is
 }
 
 // A NewToken is one that somebody who belongs already gets.
@@ -56,24 +81,44 @@ func (c *Change) Sum() (Digest, error) {
 	return sha256.Sum256(b), err
 }
 
-// A Roster is the people of a log, as a ceremony looks at them.
+// A Roster is whose keys a log has now, as a ceremony looks at them.
 type Roster struct {
-	People []signoff.Person
-	Ever   map[Digest]string // every token there ever was, by signing key: its person's name
+	People    []signoff.Person
+	Ever      map[Digest]string // every token there ever was, by signing key: its person's name
+	Councils  []signoff.Council // all that were in office, that which is last
+	Log, Boot signoff.PublicKey // Boot is empty if the charter has none
+	TLS       []Digest          // of the coordinators
+}
+
+// charter is how a charter would stand that was written now.
+func (r Roster) charter() *signoff.Charter {
+	c := &signoff.Charter{People: r.People, Log: r.Log, BootPolicy: &r.Boot}
+	if n := len(r.Councils); n > 0 {
+		c.Notaries = r.Councils[n-1].Notaries
+	}
+	for _, d := range r.TLS {
+		c.Coordinators = append(c.Coordinators, signoff.Coordinator{TLS: d})
+	}
+	return c
 }
 
 // checkChanges wants one write-change after the last key that has a place and
 // before the step that proves what the log says, so that nobody has to compare.
 func (s *Script) checkChanges() error {
-	last, write, proof, slots := -1, -1, -1, map[string][]string{}
+	last, write, proof, slots, notaries := -1, -1, -1, map[string][]string{}, map[string][]string{}
 	for i, t := range s.Steps {
 		switch {
 		case t.Slot != "" && s.Purpose == Membership:
 			slot, _, err := ParseSlot(t.Slot)
-			if err != nil || slot.Of != "people" {
-				return fmt.Errorf("step %s: slot %q is no place of a person, and a membership ceremony fills no other", t.Name, t.Slot)
+			switch {
+			case err == nil && slot.Of == "people":
+				slots[slot.Name] = append(slots[slot.Name], slot.Use)
+			case err == nil && slot.Of == "notaries" && s.Version > 1:
+				notaries[slot.Name] = append(notaries[slot.Name], slot.Use)
+			default:
+				return fmt.Errorf("step %s: slot %q is no place of a person or notary, and a membership ceremony fills no other", t.Name, t.Slot)
 			}
-			last, slots[slot.Name] = i, append(slots[slot.Name], slot.Use)
+			last = i
 		case t.Do == WriteChange && write >= 0:
 			return fmt.Errorf("step %s writes the change a second time", t.Name)
 		case t.Do == WriteChange:
@@ -84,7 +129,7 @@ func (s *Script) checkChanges() error {
 	}
 	if s.Purpose != Membership {
 		if write >= 0 || !s.Change.empty() {
-			return fmt.Errorf("purpose %s: only a membership ceremony changes people", s.Purpose)
+			return fmt.Errorf("purpose %s: only a membership ceremony changes people or notaries", s.Purpose)
 		}
 		return nil
 	}
@@ -96,10 +141,60 @@ func (s *Script) checkChanges() error {
 	case proof < write:
 		return fmt.Errorf("no verify-log step after %s proves that the log holds the change", s.Steps[write].Name)
 	}
+	if s.Version == 1 && !s.Change.Notaries.empty() {
+		return errors.New("a script of version 1 changes no notaries")
+	}
+	if err := s.Change.Notaries.check(notaries); err != nil {
+		return err
+	}
+	if !s.Change.Notaries.empty() && len(slots) == 0 && s.Change.noPeople() {
+		return nil
+	}
 	return s.Change.check(slots)
 }
 
-func (c *Changes) empty() bool { return len(c.Join)+len(c.Leave)+len(c.Retire) == 0 }
+func (c *Changes) empty() bool { return c.noPeople() && c.Notaries.empty() }
+
+func (c *Changes) noPeople() bool { return len(c.Join)+len(c.Leave)+len(c.Retire) == 0 }
+
+func (n *NotaryChanges) empty() bool { return len(n.Join)+len(n.Leave)+n.Faults == 0 }
+
+// check wants all three keys of each notary that joins, and no others.
+func (n *NotaryChanges) check(slots map[string][]string) error {
+	seen := map[string]bool{}
+	for _, j := range n.Join {
+		if err := errors.Join(signoff.CheckName("notary", j.Name), signoff.CheckName("organisation", j.Organisation)); err != nil {
+			return err
+		}
+		if seen[j.Name] {
+			return fmt.Errorf("notary %s joins twice", j.Name)
+		}
+		seen[j.Name] = true
+		for _, use := range []string{"signing", "exchange", "witness"} {
+			if !slices.Contains(slots[j.Name], use) {
+				return fmt.Errorf("notary %s joins and no step makes a key for slot %q", j.Name, "notaries "+j.Name+" "+use)
+			}
+		}
+	}
+	for name := range slots {
+		if !seen[name] {
+			return fmt.Errorf("a step makes a key for notary %s, which does not join: a notary in office keeps its keys, a new one has a new name", name)
+		}
+	}
+	for _, name := range n.Leave {
+		if err := signoff.CheckName("notary", name); err != nil {
+			return err
+		}
+		if seen[name] {
+			return fmt.Errorf("notary %s leaves, and joins or leaves besides", name)
+		}
+		seen[name] = true
+	}
+	if n.Faults < 0 || len(seen) > signoff.MaxNotaries {
+		return fmt.Errorf("%d notaries change, at most %d; faults %d, want 0 or more", len(seen), signoff.MaxNotaries, n.Faults)
+	}
+	return nil
+}
 
 // check wants each person to change once, as a request does, and every key to
 // have its other half.
@@ -197,14 +292,19 @@ func (c *Changes) show(l *display.Lines) {
 		l.Prose("retires", r.Person+", token with signing key")
 		groups(l, "", r.Key)
 	}
+	for _, j := range c.Notaries.Join {
+		l.Prose("joins", fmt.Sprintf("notary %s of %s", j.Name, j.Organisation))
+	}
+	for _, name := range c.Notaries.Leave {
+		l.Prose("leaves", "notary "+name)
+	}
+	if c.Notaries.Faults > 0 {
+		l.Field("faults", "%d notaries may be hostile", c.Notaries.Faults)
+	}
 }
 
 // Held reports whether the log that the step reads has to hold the change.
-func (s *Script) Held(step *Step) bool {
-	_, at := s.Step(step.Name)
-	write := slices.IndexFunc(s.Steps, func(t Step) bool { return t.Do == WriteChange })
-	return step.Do == VerifyLog && write >= 0 && at > write
-}
+func (s *Script) Held(step *Step) bool { return s.Purpose == Membership && s.Compares(step) }
 
 // Change puts the keys that the ceremony made into their places. Every step that
 // makes one must have passed. People watched: what a token says of itself becomes
@@ -212,8 +312,8 @@ func (s *Script) Held(step *Step) bool {
 func (c *Chain) Change() (*Change, error) {
 	out := &Change{Join: []signoff.Person{}, Tokens: []NewToken{}, Leave: append([]string{}, c.Script.Change.Leave...),
 		Retire: append([]Retirement{}, c.Script.Change.Retire...)}
-	people := map[string]*signoff.Person{}
-	var names []string // of those with keys, in the script's order
+	people, notaries := map[string]*signoff.Person{}, map[string]*signoff.Notary{}
+	var names []string // of people with keys, in the script's order
 	for _, t := range c.Script.Steps {
 		if t.Slot == "" {
 			continue
@@ -232,6 +332,15 @@ func (c *Chain) Change() (*Change, error) {
 		}
 		if key.Class == hsm.ClassSelfDeclared {
 			key.Class = hsm.ClassWitnessed
+		}
+		if slot.Of == "notaries" {
+			n := notaries[slot.Name]
+			if n == nil {
+				n = &signoff.Notary{Name: slot.Name}
+				notaries[slot.Name] = n
+			}
+			*inNotary(n, slot.Use) = key
+			continue
 		}
 		p := people[slot.Name]
 		if p == nil {
@@ -267,17 +376,91 @@ func (c *Chain) Change() (*Change, error) {
 		}
 		out.Tokens = append(out.Tokens, n)
 	}
+	out.Notaries = c.Script.Change.Notaries.with(notaries)
 	return out, nil
 }
 
-// Held wants the roster to hold the change that this ceremony wrote: who joined
-// with exactly the tokens made here, each other token in its place, who left
-// never again, what was retired nobody's.
+// with is the change with the keys that were made, or nil if there is none.
+func (n *NotaryChanges) with(made map[string]*signoff.Notary) *NotaryChange {
+	if n.empty() {
+		return nil
+	}
+	out := &NotaryChange{Join: []signoff.Notary{}, Leave: append([]string{}, n.Leave...), Faults: n.Faults}
+	for _, j := range n.Join {
+		y := *made[j.Name]
+		y.Organisation = j.Organisation
+		out.Join = append(out.Join, y)
+	}
+	return out
+}
+
+// Held wants the roster to hold everything that this ceremony made: each key in
+// its place and, of a change, who joined with exactly the keys made here, who
+// left never again, what was retired nobody's.
 func (c *Chain) Held(r Roster) error {
+	if c.Script.Purpose != Membership {
+		return c.inPlaces(r.charter(), "log")
+	}
 	change, err := c.Change()
 	if err != nil {
 		return err
 	}
+	if err := c.heldPeople(change, r); err != nil {
+		return err
+	}
+	if change.Notaries == nil {
+		return nil
+	}
+	return c.heldNotaries(change.Notaries, r.Councils)
+}
+
+// heldNotaries wants the council in office to be the one before it with exactly
+// this change.
+func (c *Chain) heldNotaries(change *NotaryChange, councils []signoff.Council) error {
+	if len(councils) < 2 {
+		return errors.New("ceremony: notaries change by this script, and the log has those of its charter still")
+	}
+	before, now := councils[len(councils)-2], councils[len(councils)-1]
+	for _, y := range change.Join {
+		i := slices.IndexFunc(now.Notaries, func(x signoff.Notary) bool { return x.Name == y.Name })
+		if i < 0 {
+			return fmt.Errorf("ceremony: notary %s joins by this script, and the log has none of that name in office", y.Name)
+		}
+		has := now.Notaries[i]
+		for _, use := range []string{"signing", "exchange", "witness"} {
+			if key := *inNotary(&y, use); inNotary(&has, use).Fingerprint() != key.Fingerprint() {
+				return c.astray("notaries "+y.Name+" "+use, key)
+			}
+		}
+		if has.Organisation != y.Organisation {
+			return fmt.Errorf("ceremony: the log has notary %s of %s, this script says of %s", y.Name, has.Organisation, y.Organisation)
+		}
+	}
+	for _, x := range now.Notaries {
+		if joins := slices.ContainsFunc(change.Join, func(y signoff.Notary) bool { return y.Name == x.Name }); !joins && !before.Has(x) {
+			return fmt.Errorf("ceremony: the log has notary %s in office, who did not join by this script and was not in office before", x.Name)
+		}
+	}
+	for _, x := range before.Notaries {
+		switch leaves := slices.Contains(change.Leave, x.Name); {
+		case leaves && now.Has(x):
+			return fmt.Errorf("ceremony: notary %s leaves by this script, and the log has it in office", x.Name)
+		case !leaves && !now.Has(x):
+			return fmt.Errorf("ceremony: the log has notary %s in office no more, and this script does not have it leave", x.Name)
+		}
+	}
+	for _, name := range change.Leave {
+		if !slices.ContainsFunc(before.Notaries, func(x signoff.Notary) bool { return x.Name == name }) {
+			return fmt.Errorf("ceremony: notary %s leaves by this script, and was not in office", name)
+		}
+	}
+	if want := cmp.Or(change.Faults, before.Faults); now.Faults != want {
+		return fmt.Errorf("ceremony: the log lets %d notaries be hostile, this script %d", now.Faults, want)
+	}
+	return nil
+}
+
+func (c *Chain) heldPeople(change *Change, r Roster) error {
 	for _, p := range change.Join {
 		if err := c.holdsPerson(r, p); err != nil {
 			return err
@@ -287,10 +470,10 @@ func (c *Chain) Held(r Roster) error {
 		tokens := r.tokens(t.Person)
 		at := slices.IndexFunc(tokens, func(x signoff.Token) bool { return x.ID() == t.Token.ID() })
 		if at < 0 || (at > 0) != t.Spare {
-			return c.astray(t.Person, prefix(t.Spare)+"signing", t.Token.Signing)
+			return c.astray("people "+t.Person+" "+prefix(t.Spare)+"signing", t.Token.Signing)
 		}
 		if tokens[at].Exchange.Fingerprint() != t.Token.Exchange.Fingerprint() {
-			return c.astray(t.Person, prefix(t.Spare)+"exchange", t.Token.Exchange)
+			return c.astray("people "+t.Person+" "+prefix(t.Spare)+"exchange", t.Token.Exchange)
 		}
 	}
 	for _, name := range change.Leave {
@@ -324,10 +507,10 @@ func (c *Chain) holdsPerson(r Roster, p signoff.Person) error {
 			got = tokens[at]
 		}
 		if got.Signing.Fingerprint() != t.Signing.Fingerprint() {
-			return c.astray(p.Name, prefix(at > 0)+"signing", t.Signing)
+			return c.astray("people "+p.Name+" "+prefix(at > 0)+"signing", t.Signing)
 		}
 		if got.Exchange.Fingerprint() != t.Exchange.Fingerprint() {
-			return c.astray(p.Name, prefix(at > 0)+"exchange", t.Exchange)
+			return c.astray("people "+p.Name+" "+prefix(at > 0)+"exchange", t.Exchange)
 		}
 	}
 	if n, want := len(has.Tokens()), len(p.Tokens()); n != want {
@@ -348,13 +531,12 @@ func prefix(spare bool) string {
 }
 
 // astray names the step whose key the log does not have in its place.
-func (c *Chain) astray(person, use string, k signoff.PublicKey) error {
-	slot := "people " + person + " " + use
-	i := slices.IndexFunc(c.Script.Steps, func(t Step) bool { return t.Slot == slot })
-	if i < 0 { // only a place that must stay empty has no step
+func (c *Chain) astray(slot string, k signoff.PublicKey) error {
+	step := c.Script.placed(slot)
+	if step == nil { // only a place that must stay empty has no step
 		return fmt.Errorf("ceremony: the log has a key as %s, and no step made one", slot)
 	}
-	return fmt.Errorf("ceremony: step %s made key %s, and the log does not have it as %s", c.Script.Steps[i].Name, k.Fingerprint(), slot)
+	return fmt.Errorf("ceremony: step %s made key %s, and the log does not have it as %s", step.Name, k.Fingerprint(), slot)
 }
 
 func (r Roster) tokens(name string) []signoff.Token {

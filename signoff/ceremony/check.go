@@ -16,7 +16,7 @@ import (
 var kinds = map[Kind]struct{ members, finds string }{
 	Manual:        {},
 	MakeKey:       {"token object key slot?", "serial class"},
-	ProveSpare:    {"person token object", "serial class public fingerprint signature"},
+	ProveSpare:    {"person token object log?", "serial class public fingerprint signature"},
 	WriteChange:   {"", "change"},
 	WriteCharter:  {"file policy", "charter"},
 	VerifyCharter: {"file", "charter"},
@@ -33,8 +33,8 @@ var kinds = map[Kind]struct{ members, finds string }{
 var things = []string{"token", "media", "laptop", "safe", "bag", "other"}
 
 func (s *Script) check() error {
-	if s.Version != 1 {
-		return fmt.Errorf("version %d, this program knows 1", s.Version)
+	if s.Version < 1 || s.Version > ScriptVersion {
+		return fmt.Errorf("version %d, this program knows 1 to %d", s.Version, ScriptVersion)
 	}
 	if err := errors.Join(signoff.CheckName("name", s.Name), signoff.CheckText("title", s.Title)); err != nil {
 		return err
@@ -54,7 +54,10 @@ func (s *Script) check() error {
 	if err := s.checkChanges(); err != nil {
 		return err
 	}
-	return s.checkObligations()
+	if err := s.checkObligations(); err != nil || s.Version == 1 {
+		return err
+	}
+	return s.checkBonds()
 }
 
 func (s *Script) checkEquipment() error {
@@ -206,6 +209,9 @@ func (s *Script) checkStep(t *Step, earlier map[string]*Step) error {
 		}
 		return s.checkMakeKey(t, earlier)
 	case ProveSpare:
+		if s.Version == 1 && t.Log != "" {
+			return errors.New("a prove-spare of version 1 has no log")
+		}
 		if p, _ := s.Person(t.Person); p.Token == t.Token {
 			return fmt.Errorf("%s signs with %s: a spare is another token", p.Name, t.Token)
 		}
@@ -220,18 +226,6 @@ func (s *Script) checkStep(t *Step, earlier map[string]*Step) error {
 		}
 	}
 	return nil
-}
-
-// Unplaced is a step that makes a key of a person for a change of people, and
-// does not say where it goes: nothing would compare it with the log.
-func (s *Script) Unplaced() (step string, found bool) {
-	i := slices.IndexFunc(s.Steps, func(t Step) bool {
-		return t.Do == MakeKey && t.Slot == "" && (t.Key == hsm.KindP256 || t.Key == hsm.KindECDH)
-	})
-	if s.Purpose != Membership || i < 0 {
-		return "", false
-	}
-	return s.Steps[i].Name, true
 }
 
 func (s *Script) checkMakeKey(t *Step, earlier map[string]*Step) error {
@@ -361,7 +355,7 @@ func (s Slot) In(c *signoff.Charter) *signoff.PublicKey {
 	case "notaries":
 		for i := range c.Notaries {
 			if n := &c.Notaries[i]; n.Name == s.Name {
-				return map[string]*signoff.PublicKey{"signing": &n.Signing, "exchange": &n.Exchange, "witness": &n.Witness}[s.Use]
+				return inNotary(n, s.Use)
 			}
 		}
 	case "log":
@@ -392,6 +386,10 @@ func (s Slot) Fill(c *signoff.Charter, k signoff.PublicKey) error {
 	return s.Check(c, k)
 }
 
+func inNotary(n *signoff.Notary, use string) *signoff.PublicKey {
+	return map[string]*signoff.PublicKey{"signing": &n.Signing, "exchange": &n.Exchange, "witness": &n.Witness}[use]
+}
+
 func inPerson(p *signoff.Person, use string) *signoff.PublicKey {
 	token := &p.Token
 	if spare, ok := strings.CutPrefix(use, "spare-"); ok {
@@ -405,17 +403,23 @@ func inPerson(p *signoff.Person, use string) *signoff.PublicKey {
 
 // Check wants the charter to have the key in this place.
 func (s Slot) Check(c *signoff.Charter, k signoff.PublicKey) error {
+	if !s.has(c, k) {
+		return fmt.Errorf("ceremony: the charter does not have key %s as %s", k.Fingerprint(), strings.TrimSpace(s.Of+" "+s.Name+" "+s.Use))
+	}
+	return nil
+}
+
+func (s Slot) has(c *signoff.Charter, k signoff.PublicKey) bool {
 	place := s.In(c)
 	if s.Of == "tls" {
 		for _, co := range c.Coordinators {
 			if co.TLS == k.Fingerprint() {
-				return nil
+				return true
 			}
 		}
-	} else if place != nil && place.Fingerprint() == k.Fingerprint() {
-		return nil
+		return false
 	}
-	return fmt.Errorf("ceremony: the charter does not have key %s as %s", k.Fingerprint(), strings.TrimSpace(s.Of+" "+s.Name+" "+s.Use))
+	return place != nil && place.Fingerprint() == k.Fingerprint()
 }
 
 func (t *Step) checkSlot(earlier map[string]*Step) error {
@@ -432,52 +436,6 @@ func (t *Step) checkSlot(earlier map[string]*Step) error {
 	for _, e := range earlier {
 		if e.Slot == t.Slot {
 			return fmt.Errorf("slot %q is filled by step %s", t.Slot, e.Name)
-		}
-	}
-	return nil
-}
-
-// checkObligations wants a step that proves what the purpose demands: that the
-// way back works, before the ceremony ends and everybody leaves.
-func (s *Script) checkObligations() error {
-	for _, name := range s.With(Holder) {
-		if !slices.ContainsFunc(s.Steps, func(t Step) bool { return t.Proves != "" && slices.Contains(t.By, name) }) {
-			return fmt.Errorf("%s is a holder and signs no step that proves something", name)
-		}
-	}
-	switch s.Purpose {
-	case Genesis:
-		if err := s.everyHolder("accepts the charter", Accept); err != nil {
-			return err
-		}
-		return s.everyHolder("proves a second token or a share", ProveSpare, DrillShare)
-	case NotaryKeys:
-		if !slices.ContainsFunc(s.Steps, func(t Step) bool { return t.Proves != "" && t.Do == VerifyKeygen }) {
-			return errors.New("no verify-keygen step proves that the notaries' key generation is complete")
-		}
-		return nil
-	case Membership:
-		if !slices.ContainsFunc(s.Steps, func(t Step) bool { return t.Proves != "" && t.Do == VerifyLog }) {
-			return errors.New("no verify-log step proves what the log says after the change")
-		}
-		return s.everyHolder("proves a second token or a share", ProveSpare, DrillShare)
-	case Drill:
-		if slices.ContainsFunc(s.Steps, func(t Step) bool { return t.Proves != "" && t.Do == Position }) {
-			return nil // of notaries, who are named in the position
-		}
-		return s.everyHolder("proves a share or a second token", DrillShare, ProveSpare)
-	}
-	return fmt.Errorf("purpose %.40q, want genesis, notary-keys, membership or drill", s.Purpose)
-}
-
-// everyHolder wants of each holder a step of one of the kinds that proves
-// something, so that it cannot be waived.
-func (s *Script) everyHolder(what string, do ...Kind) error {
-	for _, name := range s.With(Holder) {
-		if !slices.ContainsFunc(s.Steps, func(t Step) bool {
-			return t.Person == name && slices.Contains(do, t.Do) && t.Proves != ""
-		}) {
-			return fmt.Errorf("no step in which %s %s: want one of %v for each holder, marked with proves so that it cannot be waived", name, what, do)
 		}
 	}
 	return nil

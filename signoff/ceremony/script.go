@@ -58,7 +58,7 @@ type Kind string
 const (
 	Manual        Kind = "manual"         // people do what the text says, and confirm it
 	MakeKey       Kind = "make-key"       // make a key on a token
-	ProveSpare    Kind = "prove-spare"    // a person's second token signs
+	ProveSpare    Kind = "prove-spare"    // a person's second token signs, with the key that was made for it or that the log has
 	WriteChange   Kind = "write-change"   // write what a request takes to bring in the keys made so far
 	WriteCharter  Kind = "write-charter"  // make the charter from a founding file and the keys made so far
 	VerifyCharter Kind = "verify-charter" // read a charter and check it
@@ -73,7 +73,7 @@ const (
 
 // A Script is a ceremony before it takes place.
 type Script struct {
-	Version   int         `yaml:"version"` // 1
+	Version   int         `yaml:"version"` // 2; what was held by one of version 1 can still be read
 	Name      string      `yaml:"name"`
 	Purpose   Purpose     `yaml:"purpose"`
 	Title     string      `yaml:"title"`
@@ -122,11 +122,16 @@ type Step struct {
 	Slot    string   `yaml:"slot"`    // where a new key goes, see Slot
 	File    string   `yaml:"file"`    // name of a file that is laid out for the ceremony
 	Policy  string   `yaml:"policy"`  // the same
-	Log     string   `yaml:"log"`     // name of a directory
+	Log     string   `yaml:"log"`     // name of a directory with a copy of the log
 	Of      string   `yaml:"of"`      // an earlier step
 	Digest  Digest   `yaml:"digest"`  // that is expected
 	Weights Digest   `yaml:"weights"` // object whose share is opened
 }
+
+// ScriptVersion is the version of scripts that can be run. Version 1 does not
+// tie spares and new keys to charter and log as [Script.Waivable], checkBonds and
+// [Report.Anchor] do; it is read for the transcripts there are.
+const ScriptVersion = 2
 
 // SumScript is the digest that names a script: SHA-256 of its bytes.
 func SumScript(text []byte) Digest { return sha256.Sum256(text) }

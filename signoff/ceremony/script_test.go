@@ -23,8 +23,8 @@ import (
 // The scripts that are shipped can be followed.
 func TestShippedScripts(t *testing.T) {
 	files, err := filepath.Glob("../../deploy/ceremony/*.yaml")
-	if err != nil || len(files) != 4 {
-		t.Fatalf("%d scripts, want 4: %v", len(files), err)
+	if err != nil || len(files) != 5 {
+		t.Fatalf("%d scripts, want 5: %v", len(files), err)
 	}
 	for _, f := range files {
 		text, err := os.ReadFile(f)
@@ -62,10 +62,10 @@ func TestFollowed(t *testing.T) {
 
 func TestScriptRefused(t *testing.T) {
 	for _, test := range []struct{ old, new, reason string }{
-		{"version: 1", "version: 2", "version 2"},
-		{"version: 1", "version: 1\nextra: 1", "field extra not found"},
-		{"version: 1", "version: 1\nVersion: 1", "field Version not found"},
-		{"version: 1", "version: 1\nversion: 1", "already"},
+		{"version: 2", "version: 3", "version 3, this program knows 1 to 2"},
+		{"version: 2", "version: 2\nextra: 1", "field extra not found"},
+		{"version: 2", "version: 2\nVersion: 1", "field Version not found"},
+		{"version: 2", "version: 2\nversion: 1", "already"},
 		{"name: drill-lab", "name: &a drill-lab", "anchors"},
 		{"name: drill-lab", "name: !!str drill-lab", "tags"},
 		{"name: drill-lab", "name: ", "empty value"},
@@ -118,12 +118,12 @@ func TestScriptRefused(t *testing.T) {
 // Signatures by the throw-away keys of 2026-11-25. What people signed must stay
 // readable.
 func TestGoldenRecord(t *testing.T) {
-	s, err := ceremony.ParseScript([]byte(script))
+	s, err := ceremony.ParseScript([]byte(scriptOne))
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &ceremony.Record{Mode: ceremony.Rehearsal, Script: ceremony.SumScript([]byte(script)), Run: []byte("0123456789abcdef"), Number: 1, Step: "file", Outcome: ceremony.Passed,
-		Previous: ceremony.First(ceremony.Rehearsal, ceremony.SumScript([]byte(script)), []byte("0123456789abcdef")),
+	d := &ceremony.Record{Mode: ceremony.Rehearsal, Script: ceremony.SumScript([]byte(scriptOne)), Run: []byte("0123456789abcdef"), Number: 1, Step: "file", Outcome: ceremony.Passed,
+		Previous: ceremony.First(ceremony.Rehearsal, ceremony.SumScript([]byte(scriptOne)), []byte("0123456789abcdef")),
 		Findings: []ceremony.Finding{{"digest", program.String()}, {"bytes", "7"}}, Incidents: []ceremony.Incident{ceremony.Note(1_790_000_001, "token\ngone\x1b")},
 		Exceptions: []ceremony.Exception{{"time", "an hour late", "maria"}}, Begun: 1_790_000_000, Ended: 1_790_000_060}
 	for _, name := range []string{"maria", "wendy"} {

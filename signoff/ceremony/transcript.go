@@ -128,6 +128,16 @@ type Anchors map[string][]Digest
 // Add says that a key is somebody's.
 func (a Anchors) Add(name string, key Digest) { a[name] = append(a[name], key) }
 
+// owner is whose key it is, or "".
+func (a Anchors) owner(key Digest) string {
+	for name, keys := range a {
+		if slices.Contains(keys, key) {
+			return name
+		}
+	}
+	return ""
+}
+
 // CharterAnchors are the signing keys of a charter's notaries and people.
 func CharterAnchors(c *signoff.Charter) Anchors {
 	a := Anchors{}
@@ -154,6 +164,8 @@ func (r *Report) Anchor(a Anchors, development bool) error {
 		}
 		want, ok := a[p.Name]
 		switch {
+		case r.Script.Version > 1 && !slices.Contains(want, k.Fingerprint()) && a.owner(k.Fingerprint()) != "":
+			return fmt.Errorf("ceremony: %s signed with key %s, which is %s's", p.Name, k.Fingerprint(), a.owner(k.Fingerprint()))
 		case !ok && p.Is(Holder):
 			return fmt.Errorf("ceremony: %s is a holder, signed with key %s, and is not known by any key", p.Name, k.Fingerprint())
 		case !ok:
@@ -163,6 +175,29 @@ func (r *Report) Anchor(a Anchors, development bool) error {
 		}
 		if k.Class == hsm.ClassSoftware && r.Mode == Real && !development {
 			return fmt.Errorf("ceremony: %s signed with a software key, which only a development charter takes", p.Name)
+		}
+	}
+	if r.Script.Version == 1 {
+		return nil
+	}
+	return r.anchorSpares(a)
+}
+
+// anchorSpares wants a spare whose key this ceremony did not make to be known as
+// its person's.
+func (r *Report) anchorSpares(a Anchors) error {
+	for i := range r.Script.Steps {
+		t := &r.Script.Steps[i]
+		record, ok := r.Done(t.Name)
+		if !ok || t.Do != ProveSpare || r.Script.makes(t.Token, t.Object) != nil {
+			continue
+		}
+		key, err := FoundKey(record)
+		if err != nil {
+			return err
+		}
+		if !slices.Contains(a[t.Person], key.Fingerprint()) {
+			return fmt.Errorf("ceremony: step %s: %s's spare signed with key %s, which is not known as theirs", t.Name, t.Person, key.Fingerprint())
 		}
 	}
 	return nil
@@ -179,20 +214,25 @@ func (r *Report) Counts(charter Digest) error {
 	case r.Charter.IsZero() || r.Charter != charter:
 		return fmt.Errorf("ceremony: it belongs to charter %s, not to %s", r.Charter, charter)
 	}
-	for _, t := range r.Script.Steps {
-		if _, ok := r.Done(t.Name); !ok && t.Proves != "" {
-			return fmt.Errorf("ceremony: no record proves that %s", t.Proves)
+	for i := range r.Script.Steps {
+		t := &r.Script.Steps[i]
+		if _, ok := r.Done(t.Name); !ok && r.Script.Waivable(t) != nil {
+			return fmt.Errorf("ceremony: step %s did not pass: %w", t.Name, r.Script.Waivable(t))
 		}
 	}
 	return nil
 }
 
-// Holds wants every key that the ceremony made for a place in the charter to
-// stand there. Those of a membership ceremony stand in the log, see [Chain.Held].
+// Holds wants every key that a genesis made to stand in its place in the charter.
+// Those of other ceremonies stand in the log, see [Chain.Held].
 func (c *Chain) Holds(charter *signoff.Charter) error {
-	if c.Script.Purpose == Membership {
+	if p := c.Script.Purpose; p == Membership || p != Genesis && c.Script.Version > 1 {
 		return nil
 	}
+	return c.inPlaces(charter, "charter")
+}
+
+func (c *Chain) inPlaces(charter *signoff.Charter, where string) error {
 	for _, t := range c.Script.Steps {
 		r, ok := c.Done(t.Name)
 		if !ok || t.Slot == "" {
@@ -206,8 +246,8 @@ func (c *Chain) Holds(charter *signoff.Charter) error {
 		if err != nil {
 			return err
 		}
-		if err := slot.Check(charter, key); err != nil {
-			return err
+		if !slot.has(charter, key) {
+			return fmt.Errorf("ceremony: step %s made key %s, and the %s does not have it as %s", t.Name, key.Fingerprint(), where, t.Slot)
 		}
 	}
 	return nil
