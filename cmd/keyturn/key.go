@@ -2,14 +2,18 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/keyturn/keyturn/attest/fido"
 	attesttpm "github.com/keyturn/keyturn/attest/tpm"
+	"github.com/keyturn/keyturn/attest/yubikey"
 	"github.com/keyturn/keyturn/cmd/internal/keys"
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/hsm"
@@ -175,14 +179,11 @@ func viewKey(k token.KeyInfo) keyView {
 func keyShowCmd(a *app) *cobra.Command {
 	return &cobra.Command{Use: "show URI", Short: "print the public key of a key, as it goes into a charter", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if u, err := hsm.ParseURI(args[0]); err == nil && u.Scheme == hsm.SchemeSSHAgent {
-				k, err := a.keyring().Key(cmd.Context(), args[0], nil)
-				if err != nil {
-					return err
-				}
-				return a.printKey(&keys.Custody{Public: k.Public(), Class: k.Info().Class})
+			u, err := hsm.ParseURI(args[0])
+			if err != nil {
+				return err
 			}
-			c, err := a.keyring().Describe(cmd.Context(), args[0])
+			c, err := a.describeKey(cmd.Context(), u)
 			if err != nil {
 				return err
 			}
@@ -204,22 +205,29 @@ type custodyView struct {
 	Stays       bool   `json:"stays"`
 	Stayed      bool   `json:"stayed"`
 	PIN         bool   `json:"pin"`
+	Touch       string `json:"touch,omitempty"` // never, always or cached; none if the holder does not tell
 	PCRs        []int  `json:"pcrs,omitempty"`
-	TriesLeft   string `json:"triesLeft"`
-	Maker       string `json:"maker,omitempty"` // of the TPM, by the certificate that --ek-roots held it to
-	EK          string `json:"ek,omitempty"`    // digest of that TPM's endorsement key
+	TriesLeft   string `json:"triesLeft,omitempty"`
+	Maker       string `json:"maker,omitempty"` // of the holder, by a certificate of its maker that was given
+	EK          string `json:"ek,omitempty"`    // digest of a TPM's endorsement key
 }
 
 func keyAttestCmd(a *app) *cobra.Command {
-	var roots string
+	var p makersProof
 	cmd := &cobra.Command{Use: "attest URI", Short: "say what a key's holder says of it: made there, never left, cannot leave", Args: cobra.ExactArgs(1),
 		Long: `Attest asks the token (CKA_LOCAL, CKA_SENSITIVE, CKA_EXTRACTABLE and their
 histories) or the TPM (the attributes it bound to the key) what it says of a
 key. That is its word to you, here and now, and PKCS#11 has no more to give.
 
-Of a tpm: key --ek-roots has it proved: the TPM's endorsement certificate must
-chain to a root in that directory, and the TPM must answer a challenge that only
-one with both that endorsement key and this very key can answer.
+A proof needs a certificate of the holder's maker, below a root in a directory:
+
+- Of a tpm: key, --ek-roots DIR. The TPM must answer a challenge that only one
+  with both its endorsement key and this very key can answer.
+- Of a key in the PIV application of a YubiKey, --maker-roots DIR and
+  --certificates FILE: the certificate that "yubico-piv-tool -a attest" gives for
+  the slot, then that of slot f9, both PEM.
+- Of a FIDO key, --maker-roots DIR, --attestation FILE and --challenge FILE: as
+  ssh-keygen had and wrote them with -O challenge and -O write-attestation.
 
 The proof is to this program, on this machine, so it makes no key "attested" in
 a charter: there a key is "witnessed", by people who watched it made and saw
@@ -227,37 +235,131 @@ this answer.
 
 It exits 1 if the holder does not say that it made the key and keeps it.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.keyring().Describe(cmd.Context(), args[0])
+			v, err := a.attestKey(cmd.Context(), args[0], p)
 			if err != nil {
 				return err
-			}
-			v := custodyView{URI: c.URI, Kind: string(c.Kind), Class: string(c.Class), Holder: c.Holder(), Made: c.Made, Stays: c.Stays, Stayed: c.Stayed,
-				PIN: c.PIN, PCRs: c.PCRs, TriesLeft: c.TriesLeft}
-			if roots != "" {
-				if v.Maker, v.EK, err = a.proveKey(cmd.Context(), args[0], roots); err != nil {
-					return err
-				}
-			}
-			if fp, err := hsm.Fingerprint(c.Public); err == nil {
-				v.Fingerprint = dsse.Digest(fp).String()
 			}
 			if err := a.Answer(v, func(w writer) { v.write(w) }); err != nil {
 				return err
 			}
-			if !c.Made || !c.Stays || !c.Stayed {
+			if !v.Made || !v.Stays || !v.Stayed {
 				return fmt.Errorf("%s does not say that it made this key and always kept it", v.Holder)
 			}
 			return nil
 		}}
-	cmd.Flags().StringVar(&roots, "ek-roots", "", "tpm: only: directory with the certificates of TPM makers, PEM or DER")
+	f := cmd.Flags()
+	f.StringVar(&p.ekRoots, "ek-roots", "", "tpm: only: directory with the certificates of TPM makers, PEM or DER")
+	f.StringVar(&p.roots, "maker-roots", "", "directory with the certificates of token makers, PEM or DER")
+	f.StringVar(&p.certificates, "certificates", "", "a YubiKey's certificates of a PIV key, PEM")
+	f.StringVar(&p.attestation, "attestation", "", "a FIDO authenticator's attestation, as ssh-keygen wrote it")
+	f.StringVar(&p.challenge, "challenge", "", "the file of the challenge that the FIDO key was made with")
+	cmd.MarkFlagsMutuallyExclusive("ek-roots", "maker-roots")
+	cmd.MarkFlagsMutuallyExclusive("certificates", "attestation")
+	cmd.MarkFlagsRequiredTogether("attestation", "challenge")
 	return cmd
+}
+
+// makersProof says where a proof by a holder's maker is to be found.
+type makersProof struct{ ekRoots, roots, certificates, attestation, challenge string }
+
+func (a *app) attestKey(ctx context.Context, uri string, p makersProof) (*custodyView, error) {
+	if (p.roots == "") != (p.certificates == "" && p.attestation == "") {
+		return nil, usage(errors.New("--maker-roots goes with --certificates or with --attestation"))
+	}
+	u, err := hsm.ParseURI(uri)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case p.ekRoots != "" && u.Scheme != hsm.SchemeTPM:
+		return nil, usage(errors.New("--ek-roots is for tpm: keys; see --maker-roots"))
+	case p.roots != "" && u.Scheme == hsm.SchemeTPM:
+		return nil, usage(errors.New("--maker-roots is not for tpm: keys; see --ek-roots"))
+	case p.roots == "" && u.Scheme == hsm.SchemeSSHAgent:
+		return nil, usage(errors.New("an SSH agent says nothing of where a key is; --maker-roots has its maker prove it"))
+	}
+	c, err := a.describeKey(ctx, u)
+	if err != nil {
+		return nil, err
+	}
+	v := &custodyView{URI: c.URI, Kind: string(c.Kind), Class: string(c.Class), Holder: c.Holder(), Made: c.Made, Stays: c.Stays, Stayed: c.Stayed,
+		PIN: c.PIN, PCRs: c.PCRs, TriesLeft: c.TriesLeft}
+	if fp, err := hsm.Fingerprint(c.Public); err == nil {
+		v.Fingerprint = dsse.Digest(fp).String()
+	}
+	switch {
+	case p.ekRoots != "":
+		v.Maker, v.EK, err = a.proveKey(ctx, uri, p.ekRoots)
+	case p.roots != "":
+		err = a.proveByMaker(v, c.Public, p)
+	}
+	return v, err
+}
+
+// describeKey asks the holder of a key. An agent tells the public key alone.
+func (a *app) describeKey(ctx context.Context, u hsm.URI) (*keys.Custody, error) {
+	if u.Scheme != hsm.SchemeSSHAgent {
+		return a.keyring().Describe(ctx, u.String())
+	}
+	k, err := a.keyring().Key(ctx, u.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	return &keys.Custody{URI: u.String(), Public: k.Public(), Class: k.Info().Class}, nil
+}
+
+// proveByMaker puts what a maker's certificate proves in the place of what a holder says.
+func (a *app) proveByMaker(v *custodyView, public any, p makersProof) error {
+	roots, intermediates, err := a.readRoots(p.roots)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	if p.certificates != "" {
+		b, err := readEvidence(p.certificates)
+		if err != nil {
+			return err
+		}
+		var chain []*x509.Certificate
+		for _, der := range certificates(b) {
+			c, err := x509.ParseCertificate(der)
+			if err != nil {
+				return fmt.Errorf("%s: %w", p.certificates, err)
+			}
+			chain = append(chain, c)
+		}
+		s, err := yubikey.Verify(chain, roots, intermediates, public, now)
+		if err != nil {
+			return err
+		}
+		v.Maker, v.PIN, v.Touch = s.Maker, s.PIN != "never", s.Touch
+		v.Holder = fmt.Sprintf("YubiKey %d, firmware %s, PIV slot %s", s.Serial, s.Firmware, s.Slot)
+	} else {
+		k, ok := public.(*hsm.SecurityKey)
+		if !ok {
+			return usage(fmt.Errorf("--attestation is for FIDO keys, and %s is none", v.URI))
+		}
+		file, err := readEvidence(p.attestation)
+		if err != nil {
+			return err
+		}
+		challenge, err := readEvidence(p.challenge)
+		if err != nil {
+			return err
+		}
+		s, err := fido.Verify(file, challenge, roots, intermediates, k, now)
+		if err != nil {
+			return err
+		}
+		v.Maker, v.PIN, v.Touch = s.Maker, s.Verified, "always"
+		v.Holder = "FIDO authenticator of model " + s.Model
+	}
+	v.Made, v.Stays, v.Stayed = true, true, true
+	return nil
 }
 
 // proveKey has the TPM prove that it holds a key, and names its maker.
 func (a *app) proveKey(ctx context.Context, uri, dir string) (maker, ek string, err error) {
-	if u, err := hsm.ParseURI(uri); err != nil || u.Scheme != hsm.SchemeTPM {
-		return "", "", errors.Join(err, usage(errors.New("--ek-roots is for tpm: keys; other holders prove nothing")))
-	}
 	roots, intermediates, err := a.readRoots(dir)
 	if err != nil {
 		return "", "", err
@@ -277,18 +379,21 @@ func (a *app) proveKey(ctx context.Context, uri, dir string) (maker, ek string, 
 	return maker, dsse.Digest(proved.ID).String(), nil
 }
 
-func (v custodyView) write(w writer) {
+func (v *custodyView) write(w writer) {
 	yes := map[bool]string{true: "yes", false: "NO"}
 	by := v.Holder + ", and no certificate"
-	if v.EK != "" {
+	switch {
+	case v.EK != "":
 		by = fmt.Sprintf("%s, proved by endorsement key %s of maker %s", v.Holder, v.EK, v.Maker)
+	case v.Maker != "":
+		by = fmt.Sprintf("%s, proved by a certificate under %s", v.Holder, v.Maker)
 	}
 	rows := [][]string{{"key", v.URI}, {"kind", v.Kind}, {"fingerprint", v.Fingerprint}, {"class", v.Class}, {"says so", by},
-		{"made there", yes[v.Made]}, {"cannot leave", yes[v.Stays]}, {"never could", yes[v.Stayed]}, {"PIN", yes[v.PIN]}, {"tries left", v.TriesLeft}}
+		{"made there", yes[v.Made]}, {"cannot leave", yes[v.Stays]}, {"never could", yes[v.Stayed]}, {"PIN", yes[v.PIN]}, {"touch", v.Touch}, {"tries left", v.TriesLeft}}
 	if len(v.PCRs) > 0 {
 		rows = append(rows, []string{"bound to PCRs", fmt.Sprint(v.PCRs)})
 	}
-	ui.Table(w, rows)
+	ui.Table(w, slices.DeleteFunc(rows, func(r []string) bool { return r[1] == "" }))
 }
 
 func keyRotateCmd(a *app) *cobra.Command {

@@ -66,7 +66,7 @@ func TestFIDOScripts(t *testing.T) {
 	}
 	t.Setenv("SSH_AUTH_SOCK", socket)
 	t.Setenv("PROVIDER", p.Path)
-	pages(t, newDesk(t), "testdata/fido", "SSH_AUTH_SOCK", "PROVIDER", "SK_SAYS")
+	pages(t, newDesk(t), "testdata/fido", "SSH_AUTH_SOCK", "PROVIDER", "SK_SAYS", "SK_ATTESTS")
 }
 
 // Frank takes bob's place by the shipped script, with keys in SoftHSM tokens.

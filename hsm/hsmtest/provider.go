@@ -1,6 +1,8 @@
 package hsmtest
 
 import (
+	"crypto/ecdsa"
+	"crypto/x509"
 	_ "embed"
 	"os"
 	"os/exec"
@@ -40,7 +42,23 @@ func NewProvider(t testing.TB) *Provider {
 		t.Fatalf("cc: %v: %s", err, out)
 	}
 	t.Setenv("SK_SAYS", p.says())
+	t.Setenv("SK_ATTESTS", p.Dir)
 	return p
+}
+
+// Attests has it attest to the keys that it makes from here on, with a P-256 key and
+// its certificate.
+func (p *Provider) Attests(key *ecdsa.PrivateKey, certificate []byte) {
+	p.t.Helper()
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for name, b := range map[string][]byte{"key.der": der, "certificate.der": certificate} {
+		if err := os.WriteFile(filepath.Join(p.Dir, name), b, 0o600); err != nil {
+			p.t.Fatal(err)
+		}
+	}
 }
 
 func (p *Provider) says() string { return filepath.Join(p.Dir, "says") }

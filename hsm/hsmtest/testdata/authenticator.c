@@ -1,7 +1,9 @@
 /*
  * A FIDO authenticator in software, behind OpenSSH's sk-api.h (version 10 of
  * the interface, OpenSSH 9.1 and later). A key handle is the private key itself. How it signs stands in the
- * file that SK_SAYS names, "FLAGS COUNTER" in hex, read at each signature.
+ * file that SK_SAYS names, "FLAGS COUNTER" in hex, read at each signature. If
+ * the directory SK_ATTESTS has a P-256 key, key.der, and its certificate,
+ * certificate.der, the authenticator attests to the keys that it makes.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -43,6 +45,78 @@ uint32_t sk_api_version(void)
 	return VERSION;
 }
 
+/* Reads a file of the directory SK_ATTESTS; NULL if there is none. */
+static uint8_t *read_file(const char *name, size_t *n)
+{
+	const char *dir = getenv("SK_ATTESTS");
+	char path[4096];
+	uint8_t *b = malloc(1 << 16);
+	FILE *f;
+
+	snprintf(path, sizeof path, "%s/%s", dir ? dir : "", name);
+	if (!dir || !b || !(f = fopen(path, "r"))) {
+		free(b);
+		return NULL;
+	}
+	*n = fread(b, 1, 1 << 16, f);
+	fclose(f);
+	return b;
+}
+
+/*
+ * Writes authenticator data (WebAuthn, section 6.1) as a CBOR byte string, and
+ * signs it with the hash of the challenge.
+ */
+static int attest(struct enrolled *e, uint32_t alg, const uint8_t *challenge, size_t challenge_len, const char *application)
+{
+	static const uint8_t p256[] = {0xa5, 1, 2, 3, 0x26, 0x20, 1, 0x21, 0x58, 32}, ed25519[] = {0xa4, 1, 1, 3, 0x27, 0x20, 6, 0x21, 0x58, 32};
+	size_t key_len, n;
+	uint8_t *key_der = read_file("key.der", &key_len), *b;
+	const uint8_t *at = key_der;
+	EVP_PKEY *key;
+	EVP_MD_CTX *ctx = EVP_MD_CTX_new();
+
+	e->certificate = read_file("certificate.der", &e->certificate_len);
+	if (!key_der || !e->certificate)
+		return 0;
+	key = d2i_AutoPrivateKey(NULL, &at, key_len);
+	e->authdata = b = calloc(1, 1024);
+	e->signature = malloc(256);
+	if (!key || !ctx || !b || !e->signature || e->key_handle_len > 512)
+		return FAILED;
+	b += 3; /* of the byte string's head */
+	SHA256((const uint8_t *)application, strlen(application), b);
+	b[32] = 0x40 | e->flags;
+	b[36] = 1;
+	memset(b + 37, 'k', 16);
+	b[53] = e->key_handle_len >> 8;
+	b[54] = e->key_handle_len;
+	memcpy(b + 55, e->key_handle, e->key_handle_len);
+	n = 55 + e->key_handle_len;
+	memcpy(b + n, alg == ECDSA ? p256 : ed25519, sizeof p256);
+	n += sizeof p256;
+	memcpy(b + n, e->public_key + (alg == ECDSA), 32);
+	n += 32;
+	if (alg == ECDSA) {
+		memcpy(b + n, "\x22\x58\x20", 3);
+		memcpy(b + n + 3, e->public_key + 33, 32);
+		n += 35;
+	}
+	e->authdata[0] = 0x59;
+	e->authdata[1] = n >> 8;
+	e->authdata[2] = n;
+	e->authdata_len = 3 + n;
+	SHA256(challenge, challenge_len, b + n);
+	e->signature_len = 256;
+	if (EVP_DigestSignInit(ctx, NULL, EVP_sha256(), NULL, key) != 1 || EVP_DigestSign(ctx, e->signature, &e->signature_len, b, n + 32) != 1)
+		return FAILED;
+	memset(b + n, 0, 32);
+	EVP_MD_CTX_free(ctx);
+	EVP_PKEY_free(key);
+	free(key_der);
+	return 0;
+}
+
 int sk_enroll(uint32_t alg, const uint8_t *challenge, size_t challenge_len, const char *application,
 	      uint8_t flags, const char *pin, void **options, struct enrolled **out)
 {
@@ -62,7 +136,7 @@ int sk_enroll(uint32_t alg, const uint8_t *challenge, size_t challenge_len, cons
 		return FAILED;
 	e->key_handle_len = n;
 	*out = e;
-	return 0;
+	return attest(e, alg, challenge, challenge_len, application);
 }
 
 /* Takes a DER signature apart into r and s, 32 bytes each. */
