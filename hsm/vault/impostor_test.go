@@ -1,6 +1,7 @@
 package vault_test
 
 import (
+	"bufio"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -17,9 +18,12 @@ import (
 	"io"
 	"log"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -37,6 +41,7 @@ type impostor struct {
 	answers map[string]func(w http.ResponseWriter, body []byte) // by path; a missing one answers 404
 	bodies  map[string][][]byte
 	tokens  []string // that were shown, in order
+	headers []http.Header
 }
 
 func newImpostor(t testing.TB, config func(*tls.Config)) *impostor {
@@ -64,6 +69,7 @@ func (f *impostor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path := strings.TrimPrefix(r.URL.Path, "/v1/")
 	f.bodies[path] = append(f.bodies[path], body)
 	f.tokens = append(f.tokens, r.Header.Get("X-Vault-Token"))
+	f.headers = append(f.headers, r.Header)
 	if answer := f.answers[path]; answer != nil {
 		answer(w, body)
 		return
@@ -139,6 +145,8 @@ func TestAttackForgedSignatures(t *testing.T) {
 	other := base64.StdEncoding.EncodeToString(ed25519.Sign(private, []byte("another message")))
 	f.says("transit/sign/ed", 200, `{"data":{"signature":"vault:v1:%s"}}`, right)
 	check(t, sign(k))
+	f.says("transit/sign/ed", 200, `{"data":{"signature":"vault:v1:%s","key_version":7},"warnings":["\u001b[2J"],"auth":{"client_token":"hvs.theirs"}}`, right)
+	check(t, sign(k)) // what else an answer has is nobody's
 	for name, answer := range map[string]string{
 		"over another message": `{"data":{"signature":"vault:v1:` + other + `"}}`,
 		"of another version":   `{"data":{"signature":"vault:v2:` + right + `"}}`,
@@ -148,6 +156,8 @@ func TestAttackForgedSignatures(t *testing.T) {
 		"null":                 `{"data":null}`,
 		"of another case":      `{"data":{"Signature":"vault:v1:` + right + `"}}`,
 		"given twice":          `{"data":{"signature":"vault:v1:` + other + `","signature":"vault:v1:` + right + `"}}`,
+		"of a batch":           `{"data":{"batch_results":[{"signature":"vault:v1:` + right + `"}]}}`,
+		"wrapped":              `{"data":null,"wrap_info":{"token":"hvs.wrapped","ttl":60,"creation_path":"transit/sign/ed"}}`,
 		"with a line end":      `{"data":{"signature":"vault:v1:` + right + `\n"}}`,
 		"cut short":            `{"data":{"signature":"vault:v1:` + right,
 		"not JSON":             `<html>`,
@@ -226,13 +236,19 @@ func TestAttackOldTLS(t *testing.T) {
 // A redirect would carry the token to a place of the server's choice.
 func TestAttackRedirect(t *testing.T) {
 	f, elsewhere := newImpostor(t, nil), newImpostor(t, nil)
+	f.says("transit/keys/seal", 200, `{"data":{"type":"aes256-gcm96","latest_version":1,"keys":{"1":1700000000}}}`)
 	for _, status := range []int{301, 302, 303, 307, 308} {
 		f.answers["transit/keys/k"] = func(w http.ResponseWriter, _ []byte) {
 			w.Header().Set("Location", elsewhere.URL+"/v1/transit/keys/k")
 			w.WriteHeader(status)
 		}
-		if _, err := openStore(t, f.config(t)).Key(context.Background(), "vault:transit/k?version=1", nil); !errors.Is(err, hsm.ErrGone) {
+		store := openStore(t, f.config(t))
+		if _, err := store.Key(context.Background(), "vault:transit/k?version=1", nil); !errors.Is(err, hsm.ErrGone) {
 			t.Errorf("status %d: %v, want ErrGone", status, err)
+		}
+		f.answers["transit/encrypt/seal"] = f.answers["transit/keys/k"]
+		if _, err := store.Sealer(context.Background(), "vault:transit/seal?version=1"); !errors.Is(err, hsm.ErrGone) {
+			t.Errorf("status %d on a write: %v, want ErrGone", status, err)
 		}
 	}
 	if len(elsewhere.tokens) != 0 {
@@ -240,12 +256,28 @@ func TestAttackRedirect(t *testing.T) {
 	}
 }
 
-// The environment is somebody else's: no token and no namespace comes from it.
-func TestAttackEnvironment(t *testing.T) {
-	t.Setenv("VAULT_TOKEN", "hvs.theirs")
-	t.Setenv("VAULT_ADDR", "https://127.0.0.1:1")
-	t.Setenv("VAULT_MAX_RETRIES", "5")
-	f := newImpostor(t, nil)
+// The environment is somebody else's. What package api reads there of another
+// server, login or namespace, of headers, wrapped answers, retries and proxies
+// changes nothing that is sent.
+func TestAttackVaultEnvironment(t *testing.T) {
+	elsewhere := newImpostor(t, nil)
+	for name, value := range map[string]string{
+		"VAULT_TOKEN": "hvs.theirs", "VAULT_NAMESPACE": "theirs", "VAULT_MFA": "theirs",
+		"VAULT_HEADERS":  `{"Authorization":"Bearer hvs.theirs","X-Forwarded-For":"192.0.2.1"}`,
+		"VAULT_WRAP_TTL": "1h",
+		"VAULT_ADDR":     elsewhere.URL, "VAULT_AGENT_ADDR": elsewhere.URL, "VAULT_SRV_LOOKUP": "true",
+		"VAULT_PROXY_ADDR": elsewhere.URL, "VAULT_HTTP_PROXY": elsewhere.URL,
+		"VAULT_MAX_RETRIES": "5", "VAULT_RATE_LIMIT": "0.001:1", "VAULT_CLIENT_TIMEOUT": "1ms", "VAULT_DISABLE_REDIRECTS": "false",
+		"VAULT_SKIP_VERIFY": "true", "VAULT_TLS_SERVER_NAME": "theirs", "VAULT_CACERT": elsewhere.path("ca.pem"),
+		"VAULT_CLIENT_CERT": elsewhere.path("client.pem"), "VAULT_CLIENT_KEY": elsewhere.path("client.key"),
+	} {
+		t.Setenv(name, value)
+	}
+	shown := 0
+	f := newImpostor(t, func(c *tls.Config) {
+		c.ClientAuth = tls.RequestClientCert
+		c.VerifyConnection = func(state tls.ConnectionState) error { shown += len(state.PeerCertificates); return nil }
+	})
 	f.says("auth/approle/login", 200, `{"auth":{"client_token":"hvs.fresh"}}`)
 	c := f.config(t)
 	c.Login = vault.AppRole{RoleID: fixed("r"), SecretID: fixed("s")}
@@ -255,6 +287,91 @@ func TestAttackEnvironment(t *testing.T) {
 	}
 	if got := strings.Join(f.tokens, ","); got != ",hvs.fresh" {
 		t.Errorf("the server was shown the tokens %q, want none for the login and ours once", got)
+	}
+	for _, h := range f.headers {
+		for name := range h {
+			if !slices.Contains([]string{"Accept-Encoding", "Content-Length", "User-Agent", "X-Vault-Request", "X-Vault-Token"}, name) {
+				t.Errorf("the server was sent %s: %q", name, h[name])
+			}
+		}
+	}
+	if len(elsewhere.tokens) != 0 || shown != 0 {
+		t.Errorf("%d requests went elsewhere, %d certificates were shown", len(elsewhere.tokens), shown)
+	}
+}
+
+// Nor do the variables that name a proxy for every program. They are read once
+// in a process and never hold for the loopback, hence the process of its own.
+func TestAttackProxyEnvironment(t *testing.T) {
+	const name = "KEYTURN_TEST_TOKEN_FILE"
+	if token := os.Getenv(name); token != "" {
+		store := openStore(t, vault.Config{Address: "https://vault.invalid:8200", Login: vault.TokenFile(token)})
+		if _, err := store.Key(context.Background(), "vault:transit/k?version=1", nil); !errors.Is(err, hsm.ErrGone) {
+			t.Errorf("a server that is nowhere: %v, want ErrGone", err)
+		}
+		return
+	}
+	proxy, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	cmd := exec.Command(os.Args[0], "-test.run=^TestAttackProxyEnvironment$")
+	url := "http://" + proxy.Addr().String()
+	cmd.Env = append(os.Environ(), name+"="+writeSecret(t, "hvs.ours"), "HTTPS_PROXY="+url, "https_proxy="+url, "ALL_PROXY="+url)
+	asked := make(chan string, 1)
+	go func() {
+		defer close(asked)
+		if conn, err := proxy.Accept(); err == nil {
+			line, _ := bufio.NewReader(conn).ReadString('\n')
+			conn.Close()
+			asked <- line
+		}
+	}()
+	out, err := cmd.CombinedOutput()
+	check(t, proxy.Close())
+	if err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+	if line := <-asked; line != "" {
+		t.Errorf("the proxy of the environment was asked: %q", line)
+	}
+}
+
+// No token, no login: not with one that is wrapped, half given or for a screen.
+func TestAttackLoginAnswers(t *testing.T) {
+	f := newImpostor(t, nil)
+	c := f.config(t)
+	c.Login = vault.AppRole{RoleID: fixed("r"), SecretID: fixed("s")}
+	for name, answer := range map[string]string{
+		"wrapped":           `{"auth":null,"wrap_info":{"token":"hvs.wrapped","ttl":60}}`,
+		"a second factor":   `{"auth":{"client_token":"","mfa_requirement":{"mfa_request_id":"1"}}}`,
+		"a header in it":    `{"auth":{"client_token":"hvs.x\r\nX-Vault-Namespace: theirs"}}`,
+		"a token elsewhere": `{"data":{"client_token":"hvs.x"}}`,
+		"nothing":           `{}`,
+	} {
+		f.says("auth/approle/login", 200, "%s", answer)
+		if _, err := vault.Open(context.Background(), c); !errors.Is(err, hsm.ErrAuthExpired) {
+			t.Errorf("%s: %v, want ErrAuthExpired", name, err)
+		}
+	}
+}
+
+// An answer that refuses is read to its end by package api: the end is ours.
+func TestAttackEndlessRefusal(t *testing.T) {
+	f := newImpostor(t, nil)
+	written, chunk := 0, make([]byte, 1<<20)
+	f.answers["transit/keys/k"] = func(w http.ResponseWriter, _ []byte) {
+		w.WriteHeader(http.StatusBadRequest)
+		for written < 256<<20 {
+			n, err := w.Write(chunk)
+			if written += n; err != nil {
+				return
+			}
+		}
+	}
+	_, err := openStore(t, f.config(t)).Key(context.Background(), "vault:transit/k?version=1", nil)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err == nil || written > 64<<20 {
+		t.Errorf("%d MiB were taken: %v", written>>20, err)
 	}
 }
 

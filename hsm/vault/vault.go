@@ -95,7 +95,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		cfg.Timeout = DefaultTimeout
 	}
 	s := &Store{cfg: cfg, turn: make(chan struct{}, 1), http: &http.Client{
-		Transport:     transport,
+		Transport:     bounded{transport},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
 	ctx, cancel := context.WithTimeout(ctx, cfg.Timeout)
@@ -137,6 +137,21 @@ func (c Config) transport() (*http.Transport, error) {
 	return &http.Transport{TLSClientConfig: config, MaxIdleConnsPerHost: 16, IdleConnTimeout: time.Minute}, nil
 }
 
+// bounded ends every answer after maxAnswer bytes. The client reads those that
+// refuse to their end by itself.
+type bounded struct{ *http.Transport }
+
+func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
+	response, err := b.Transport.RoundTrip(r)
+	if err == nil {
+		response.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.LimitReader(response.Body, maxAnswer), response.Body}
+	}
+	return response, err
+}
+
 // Close gives up the token, if the Store got it by its own login, and ends all
 // connections. Every later call answers ErrGone.
 func (s *Store) Close() error {
@@ -168,8 +183,12 @@ func (s *Store) client(token string) (*api.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set up the client: %w", err)
 	}
-	c.SetToken(token) // and forget VAULT_TOKEN
-	c.ClearNamespace()
+	// NewClient takes tokens, headers and namespace from the environment, and
+	// each request whether its answer is to be wrapped: kept by the server for
+	// whoever has a token that is shown in its place.
+	c.SetToken(token)
+	c.SetHeaders(http.Header{api.RequestHeaderName: {"true"}})
+	c.SetWrappingLookupFunc(func(string, string) string { return "" })
 	if s.cfg.Namespace != "" {
 		c.SetNamespace(s.cfg.Namespace)
 	}
@@ -282,7 +301,7 @@ func send(ctx context.Context, c *api.Client, path string, in, out any) error {
 }
 
 func decode(response *api.Response, out any) error {
-	body, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
+	body, err := io.ReadAll(response.Body)
 	defer clear(body)
 	if err != nil {
 		return err
