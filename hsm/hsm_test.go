@@ -268,3 +268,51 @@ func (x x25519) Info() hsm.Info { return hsm.Info{} }
 func (x x25519) ECDHContext(_ context.Context, peer *ecdh.PublicKey) ([]byte, error) {
 	return x.ECDH(peer)
 }
+
+// What a Verifier was made of may be changed afterwards; what it verifies under
+// was checked.
+func TestAttackVerifierKeyChanged(t *testing.T) {
+	p256 := newP256(t)
+	digest, message := sha256.Sum256([]byte("m")), []byte("m")
+	ecdsaSig, err := ecdsa.SignASN1(rand.Reader, p256, digest[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	ed, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public := p256.PublicKey
+	for _, k := range []struct {
+		public     crypto.PublicKey
+		input, sig []byte
+		opts       crypto.SignerOpts
+		change     func()
+	}{
+		{&public, digest[:], ecdsaSig, crypto.SHA256, func() { public = newP256(t).PublicKey }},
+		{ed, message, ed25519.Sign(private, message), crypto.Hash(0), func() { clear(ed); ed[0] = 1 }},
+	} {
+		v, err := hsm.NewVerifier(k.public)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.change()
+		if err := v.Verify(k.input, k.sig, k.opts); err != nil {
+			t.Errorf("%T, changed: %v", k.public, err)
+		}
+		if v.Verify(k.input, k.sig[1:], k.opts) == nil || v.Verify([]byte("other"), k.sig, k.opts) == nil || v.Verify(k.input, k.sig, nil) == nil {
+			t.Errorf("%T: verified something else", k.public)
+		}
+		if (hsm.Verifier{}).Verify(k.input, k.sig, k.opts) == nil {
+			t.Errorf("%T: verified under no key", k.public)
+		}
+	}
+	if _, err := hsm.NewVerifier(ed); err == nil {
+		t.Error("a key of small order was taken")
+	}
+	for name, public := range map[string]crypto.PublicKey{"nil": nil, "a security key": &hsm.SecurityKey{}, "private": p256} {
+		if _, err := hsm.NewVerifier(public); err == nil {
+			t.Errorf("%s was taken", name)
+		}
+	}
+}

@@ -67,20 +67,10 @@ func VerifyMessage(pub crypto.PublicKey, message, sig []byte) error {
 // VerifySignature is VerifyMessage for what Key.SignContext takes: digest and
 // opts have the shapes that [Key] asks for.
 func VerifySignature(pub crypto.PublicKey, digest, sig []byte, opts crypto.SignerOpts) error {
-	if err := CheckInput(pub, digest, opts); err != nil {
+	if err := CheckPublic(pub); err != nil {
 		return err
 	}
-	ok := false
-	switch pub := pub.(type) {
-	case *ecdsa.PublicKey:
-		ok = ecdsa.VerifyASN1(pub, digest, sig)
-	case ed25519.PublicKey:
-		ok = ed25519.Verify(pub, digest, sig)
-	}
-	if !ok {
-		return errors.New("hsm: the signature does not verify under this key")
-	}
-	return nil
+	return Verifier{pub}.Verify(digest, sig, opts)
 }
 
 // CheckInput refuses a public key that [CheckPublic] refuses, and a digest or
@@ -89,10 +79,43 @@ func CheckInput(pub crypto.PublicKey, digest []byte, opts crypto.SignerOpts) err
 	if err := CheckPublic(pub); err != nil {
 		return err
 	}
+	return Verifier{pub}.CheckInput(digest, opts)
+}
+
+// A Verifier is a public key that [CheckPublic] has accepted, for a key that
+// signs often. It is a copy, which nobody else can change after the check. The
+// zero Verifier refuses everything.
+type Verifier struct{ public crypto.PublicKey }
+
+// NewVerifier returns the Verifier of a P-256 *ecdsa.PublicKey or an
+// ed25519.PublicKey.
+func NewVerifier(pub crypto.PublicKey) (Verifier, error) {
+	if err := CheckPublic(pub); err != nil {
+		return Verifier{}, err
+	}
+	switch pub := pub.(type) {
+	case *ecdsa.PublicKey:
+		point, err := pub.Bytes()
+		if err != nil {
+			return Verifier{}, fmt.Errorf("hsm: bad P-256 public key: %w", err)
+		}
+		own, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), point)
+		if err != nil {
+			return Verifier{}, fmt.Errorf("hsm: bad P-256 public key: %w", err)
+		}
+		return Verifier{own}, nil
+	case ed25519.PublicKey:
+		return Verifier{ed25519.PublicKey(bytes.Clone(pub))}, nil
+	}
+	return Verifier{}, fmt.Errorf("hsm: %T does not sign digests", pub)
+}
+
+// CheckInput is the function of that name.
+func (v Verifier) CheckInput(digest []byte, opts crypto.SignerOpts) error {
 	if opts == nil {
 		return errors.New("hsm: sign: no hash was named; use crypto.SHA256 for P-256, crypto.Hash(0) for Ed25519")
 	}
-	switch pub.(type) {
+	switch v.public.(type) {
 	case *ecdsa.PublicKey:
 		if opts.HashFunc() != crypto.SHA256 || len(digest) != sha256.Size {
 			return fmt.Errorf("hsm: P-256 signs SHA-256 digests of 32 bytes, not %d bytes of hash %d", len(digest), opts.HashFunc())
@@ -104,7 +127,25 @@ func CheckInput(pub crypto.PublicKey, digest []byte, opts crypto.SignerOpts) err
 	case *SecurityKey:
 		return errors.New("hsm: a security key signs messages, not digests; use SignMessage")
 	default:
-		return fmt.Errorf("hsm: %T does not sign", pub)
+		return fmt.Errorf("hsm: %T does not sign", v.public)
+	}
+	return nil
+}
+
+// Verify is [VerifySignature].
+func (v Verifier) Verify(digest, sig []byte, opts crypto.SignerOpts) error {
+	if err := v.CheckInput(digest, opts); err != nil {
+		return err
+	}
+	ok := false
+	switch pub := v.public.(type) {
+	case *ecdsa.PublicKey:
+		ok = ecdsa.VerifyASN1(pub, digest, sig)
+	case ed25519.PublicKey:
+		ok = ed25519.Verify(pub, digest, sig)
+	}
+	if !ok {
+		return errors.New("hsm: the signature does not verify under this key")
 	}
 	return nil
 }

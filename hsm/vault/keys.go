@@ -39,14 +39,14 @@ func (s *Store) Key(ctx context.Context, uri string, pinned crypto.PublicKey) (h
 	if err != nil {
 		return nil, err
 	}
-	public, err := found.public(id.uri.Version)
+	public, verifier, err := found.public(id.uri.Version)
 	if err == nil && pinned != nil {
 		err = hsm.SamePublic(pinned, public)
 	}
 	if err != nil {
 		return nil, id.explain("find the key", err)
 	}
-	return &key{id, public}, nil
+	return &key{id, public, verifier}, nil
 }
 
 // Sealer returns the sealing key at uri (vault:transit/NAME?version=N), of type
@@ -148,22 +148,23 @@ func (r *record) disabled(version int) error {
 	return nil
 }
 
-// public returns the public key of a version.
-func (r *record) public(version int) (crypto.PublicKey, error) {
+// public returns the public key of a version, which was checked.
+func (r *record) public(version int) (crypto.PublicKey, hsm.Verifier, error) {
 	var v struct {
 		PublicKey string `json:"public_key"`
 	}
 	if err := json.Unmarshal(r.Versions[strconv.Itoa(version)], &v); err != nil {
-		return nil, fmt.Errorf("version %d has no public key: %w", version, err)
+		return nil, hsm.Verifier{}, fmt.Errorf("version %d has no public key: %w", version, err)
 	}
+	var verifier hsm.Verifier
 	public, err := parsePublic(r.Type, v.PublicKey)
 	if err == nil {
-		err = hsm.CheckPublic(public)
+		verifier, err = hsm.NewVerifier(public)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("public key of version %d: %w", version, err)
+		return nil, hsm.Verifier{}, fmt.Errorf("public key of version %d: %w", version, err)
 	}
-	return public, nil
+	return public, verifier, nil
 }
 
 // parsePublic reads what transit shows: PEM for P-256, base64 of the 32 bytes
@@ -220,7 +221,8 @@ func (id *identity) strip(text string) ([]byte, error) {
 
 type key struct {
 	*identity
-	public crypto.PublicKey
+	public   crypto.PublicKey
+	verifier hsm.Verifier // of public
 }
 
 func (k *key) Public() crypto.PublicKey { return k.public }
@@ -240,7 +242,7 @@ type signRequest struct {
 }
 
 func (k *key) SignContext(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	if err := hsm.CheckInput(k.public, digest, opts); err != nil {
+	if err := k.verifier.CheckInput(digest, opts); err != nil {
 		return nil, err
 	}
 	if len(digest) > maxMessage {
@@ -258,7 +260,7 @@ func (k *key) SignContext(ctx context.Context, digest []byte, opts crypto.Signer
 	}
 	sig, err := k.strip(out.Data.Signature)
 	if err == nil {
-		err = hsm.VerifySignature(k.public, digest, sig, opts)
+		err = k.verifier.Verify(digest, sig, opts)
 	}
 	if err != nil {
 		return nil, k.explain("sign with", fmt.Errorf("%w: %w", hsm.ErrWrongIdentity, err))
