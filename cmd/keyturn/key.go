@@ -11,9 +11,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/keyturn/keyturn/attest/fido"
+	"github.com/keyturn/keyturn/hsm/fido"
 	attesttpm "github.com/keyturn/keyturn/attest/tpm"
-	"github.com/keyturn/keyturn/attest/yubikey"
+	"github.com/keyturn/keyturn/hsm/yubikey"
 	"github.com/keyturn/keyturn/cmd/internal/keys"
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/hsm"

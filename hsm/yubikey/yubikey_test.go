@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/keyturn/keyturn/attest/yubikey"
+	"github.com/keyturn/keyturn/hsm/yubikey"
 	"github.com/keyturn/keyturn/hsm"
 )
 

@@ -22,7 +22,7 @@ import (
 	"github.com/fxamacker/cbor/v2"
 	"golang.org/x/crypto/ssh"
 
-	"github.com/keyturn/keyturn/attest/fido"
+	"github.com/keyturn/keyturn/hsm/fido"
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/hsm/hsmtest"
 )
