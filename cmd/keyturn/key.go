@@ -11,13 +11,13 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/keyturn/keyturn/hsm/fido"
 	attesttpm "github.com/keyturn/keyturn/attest/tpm"
-	"github.com/keyturn/keyturn/hsm/yubikey"
 	"github.com/keyturn/keyturn/cmd/internal/keys"
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/hsm/fido"
 	"github.com/keyturn/keyturn/hsm/token"
+	"github.com/keyturn/keyturn/hsm/yubikey"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"

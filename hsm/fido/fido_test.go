@@ -22,8 +22,8 @@ import (
 	"github.com/fxamacker/cbor/v2"
 	"golang.org/x/crypto/ssh"
 
-	"github.com/keyturn/keyturn/hsm/fido"
 	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/hsm/fido"
 	"github.com/keyturn/keyturn/hsm/hsmtest"
 )
 

@@ -14,8 +14,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/keyturn/keyturn/hsm/yubikey"
 	"github.com/keyturn/keyturn/hsm"
+	"github.com/keyturn/keyturn/hsm/yubikey"
 )
 
 var now = time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
