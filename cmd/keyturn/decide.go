@@ -71,6 +71,9 @@ func (d *decision) run(ctx context.Context, name string) error {
 		return err
 	}
 	fmt.Fprint(d.Err, plan.text)
+	for _, o := range plan.shuts {
+		d.Note("object %s, %q, stays shut after it: too few of those who then belong hold a share, and whoever sealed it counts no longer; if it is worth something, reject, and run keyturn weights redeal first", o.ID, o.Doc.Name)
+	}
 	if err := d.Confirm(fmt.Sprintf("%s this request as %s?", capital(string(d.what)), d.conf.Name), string(d.what)); err != nil {
 		return err
 	}
@@ -99,6 +102,7 @@ type plan struct {
 	text       string
 	objects    []*authority.Object
 	recipients []recipient
+	shuts      []*authority.Object // that nobody could open after a change of people
 }
 
 type recipient struct {
@@ -127,6 +131,9 @@ func (d *decision) plan(id dsse.Digest) (*plan, error) {
 		}
 		if _, ok := s.Person(me.ID); !ok {
 			return fmt.Errorf("%s is no longer a person of this cluster", me.Name)
+		}
+		if r.Doc.People != nil {
+			p.shuts, _ = s.Shuts(r.Doc.People) // of what cannot be done now there is nothing to say
 		}
 		expiry := min(now.Add(d.life).Unix(), r.Doc.Expiry)
 		p.doc = &signoff.Approval{Charter: s.ID, Request: id, Person: me.ID, Decision: d.what, Rule: s.RuleDigest(rule), Reason: d.reason,

@@ -59,16 +59,53 @@ func (s *State) changePeople(p *signoff.PeopleChange) (*succession, error) {
 		return nil, fmt.Errorf("the policy in force, with the people after it: %w", err)
 	}
 	policy.Index = s.Policy.Index
-	for _, id := range slices.SortedFunc(maps.Keys(s.Objects), compareDigests) {
-		if o := s.Objects[id]; o.People.Epoch > 0 {
-			t := o.People.Threshold()
-			if n := len(r.holding(o.People)); n < t {
-				return nil, fmt.Errorf("%d of the people after it hold a share of object %s, it takes %d; add first, deal anew (keyturn weights redeal), and remove then", n, id.Short(), t)
-			}
+	signers, err := s.signersWith(r)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range s.shut(r) {
+		if s.vouched(o, signers) {
+			return nil, fmt.Errorf("%d of the people after it hold a share of object %s, it takes %d; add first, deal anew (keyturn weights redeal), and remove then, or first put out who sealed it",
+				len(r.holding(o.People)), o.ID.Short(), o.People.Threshold())
 		}
 	}
-	signers, err := s.signersWith(r)
-	return &succession{r, policy, signers}, err
+	return &succession{r, policy, signers}, nil
+}
+
+// shut lists the objects of which fewer people of a roster hold a share than open it.
+func (s *State) shut(r *Roster) (out []*Object) {
+	for _, id := range slices.SortedFunc(maps.Keys(s.Objects), compareDigests) {
+		if o := s.Objects[id]; o.People.Epoch > 0 && len(r.holding(o.People)) < o.People.Threshold() {
+			out = append(out, o)
+		}
+	}
+	return out
+}
+
+// Shuts lists the objects that a change of people leaves shut, for want of people
+// who hold a share. They are none but those that nobody who counts after it vouches
+// for; see vouched.
+func (s *State) Shuts(p *signoff.PeopleChange) ([]*Object, error) {
+	next, err := s.changePeople(p)
+	if err != nil {
+		return nil, err
+	}
+	return s.shut(next.roster), nil
+}
+
+// vouched reports whether the shares of an object are more than the word of somebody
+// who counts no longer: its sealer still counts, with the signers given, or everybody
+// opened and accepted them when they were dealt on. Only such an object holds a
+// change of people up. Otherwise whoever is to be put out, or has stolen a token,
+// would seal something for t people and be there for good.
+func (s *State) vouched(o *Object, signers map[Digest]signer) bool {
+	switch {
+	case o.People.Epoch > 1:
+		return true
+	case !o.Doc.Claim.IsZero():
+		return s.enrolled(o.Doc.Sealer)
+	}
+	return signers[o.Signer].member != nil
 }
 
 // signersWith are the signers with the people replaced.

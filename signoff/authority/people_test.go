@@ -356,9 +356,9 @@ func TestAttackPeopleChangeBreaksThePolicy(t *testing.T) {
 func TestAttackPeopleChangeOrphansAnObject(t *testing.T) {
 	l := ready(t)
 	object := l.sealed("model")
-	new1, new2, new3 := l.NewPerson("n-one", "lab", "leadership"), l.NewPerson("n-two", "lab", "security"), l.NewPerson("n-three", "lab", "research")
+	new1, new2, new3 := l.NewPerson("n-one", "lab", "leadership"), l.NewPerson("n-two", "lab", "security"), l.NewPerson("n-three", "lab", "safety")
 	change := adds(new1, new2, new3)
-	change.Remove = []Digest{l.id("alice"), l.id("carol"), l.id("erin")}
+	change.Remove = []Digest{l.id("carol"), l.id("dave"), l.id("erin")}
 	l.voids(l.people("bob", change), "2 of the people after it hold a share")
 	change.Remove = change.Remove[:2]
 	r := l.takes(l.people("bob", change))
@@ -370,6 +370,59 @@ func TestAttackPeopleChangeOrphansAnObject(t *testing.T) {
 	l.takes(l.warrant(r))
 	x := l.takes(l.export("bob", object))
 	l.voids(l.decides("n-one", signoff.Approve, x), "no share of object")
+}
+
+// Whoever is to be put out, or stole a token, seals something for just as many
+// people as it takes. It must not keep them, or the token, in.
+func TestAttackSealerDealsToStay(t *testing.T) {
+	few := func(l *log, name string) {
+		id, secrets := l.object(name)
+		defer secrets.Wipe()
+		deals, err := secrets.Deal(id, 1)
+		l.must(err)
+		holders := map[Digest]bool{}
+		for _, p := range []string{"alice", "bob", "carol"} {
+			holders[l.People[p].Doc.Exchange.Fingerprint()] = true
+		}
+		deals.People = slices.DeleteFunc(deals.People, func(d lockbox.Deal) bool { return !holders[d.Holder] })
+		l.takes(l.dealt(id, deals))
+	}
+	t.Run("person", func(t *testing.T) {
+		l := readyWith(t, []string{"gina", "hugo"})
+		few(l, "junk")
+		l.voids(l.people("dave", l.removes("bob")), "2 of the people after it hold a share")
+		r := l.takes(l.people("dave", l.removes("alice")))
+		few(l, "more junk, when alice sees the request")
+		l.approves(r, "bob", "carol", "erin")
+		l.takes(l.warrant(r))
+		next := l.removes("bob")
+		l.takes(l.people("dave", next))
+		if shut, err := l.state().Shuts(&next); err != nil || len(shut) != 2 {
+			t.Fatalf("bob's leaving shuts %d objects, %v", len(shut), err)
+		}
+	})
+	t.Run("stolen token", func(t *testing.T) {
+		l := ready(t)
+		few(l, "junk")
+		fresh := l.spare("alice")
+		l.changes(l.gives("alice", fresh, l.id("alice")), fresh)
+	})
+	t.Run("dealt on", func(t *testing.T) {
+		l := ready(t)
+		object := l.sealed("model")
+		more := l.NewPerson("frank", "lab", "research")
+		l.changes(adds(more), more)
+		for _, who := range []string{"alice", "bob", "carol"} {
+			l.takes(l.deals(who, object))
+		}
+		for _, who := range []string{"alice", "bob", "carol", "dave", "erin", "frank"} {
+			l.takes(l.custody(who, object))
+		}
+		a, b, c := l.NewPerson("n-one", "lab", "leadership"), l.NewPerson("n-two", "lab", "security"), l.NewPerson("n-three", "lab", "safety")
+		change := adds(a, b, c)
+		change.Remove = []Digest{l.id("alice"), l.id("carol"), l.id("erin"), l.id("dave")}
+		l.voids(l.people("bob", change), "2 of the people after it hold a share")
+	})
 }
 
 // More people's shares open what is sealed from then on; what was sealed before
