@@ -49,7 +49,7 @@ test: deps vet ## all tests
 
 test-slow: deps ## the tests that take minutes, and gigabytes of disk
 	@KEYTURN_SLOW=1 go test -count=1 -timeout 60m -run 'Sparse64GiB|SealAcross4GiB' -v ./signoff/weights
-	@KEYTURN_SLOW=1 CGO_ENABLED=1 go test -count=1 -timeout 20m -run KilledAtEveryStep ./signoff/notary
+	@KEYTURN_SLOW=1 CGO_ENABLED=1 go test -count=1 -timeout 90m -run KilledAtEveryStep ./signoff/notary
 
 test-vault: deps ## hsm/vault against a real Vault server, which is built first (minutes)
 	@mkdir -p build

@@ -1,9 +1,7 @@
 package notary_test
 
 import (
-	"encoding/json"
 	"net/http"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -20,22 +18,11 @@ import (
 func TestFaultKilledWhileAnswering(t *testing.T) {
 	c := signofftest.Keys(t, nil)
 	victim, accuser := c.Notaries[1], c.Notaries[2]
-	g := &grave{t: t, victim: victim, ledger: filepath.Join(c.Dir, "deaths"), seen: map[string]bool{}, ended: make(chan struct{})}
-	var err error
-	if g.spec, err = json.Marshal(mortal{c.ID, c.URL, c.Charter.Coordinators[0].TLS, victim.Dir, "file:" + filepath.Join(c.Dir, victim.Name), g.ledger}); err != nil {
-		t.Fatal(err)
-	}
+	g := sentence(c, victim, false, true)
 	m := &signofftest.Misreader{Decrypter: accuser.Exchange, Dealer: victim.Doc.ID(), Place: 2}
 	accuser.Exchange = m
 	c.Host.Meddle = func(next http.Handler) http.Handler { return m.Meddle(g.meddle(next)) }
-	c.Found()
-	for _, n := range c.Notaries {
-		if n != victim {
-			c.StartNotary(n)
-		}
-	}
-	go g.run()
-	t.Cleanup(g.bury)
+	g.carryOut(c)
 	c.Wait("a group key", func(s *authority.State) bool { return s.Group != nil })
 	g.bury()
 	deaths := g.deaths()

@@ -131,7 +131,8 @@ type Cluster struct {
 	Client   *api.Client
 	Follower *follow.Follower
 	Log      *slog.Logger
-	Host     *Host // its coordinator
+	Host     *Host         // its coordinator
+	Patience time.Duration // of Wait, 2 minutes
 
 	source *Wire // the follower's
 	logged *logWriter
@@ -142,7 +143,7 @@ type Cluster struct {
 // people, of research.
 func Keys(t testing.TB, edit func(*signoff.Charter), more ...string) *Cluster {
 	t.Helper()
-	c := &Cluster{T: t, Dir: t.TempDir(), People: map[string]*Person{}, logged: &logWriter{t: t}}
+	c := &Cluster{T: t, Dir: t.TempDir(), People: map[string]*Person{}, logged: &logWriter{t: t}, Patience: 2 * time.Minute}
 	c.Log = slog.New(slog.NewTextHandler(c.logged, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	c.LogKey, c.TLS = c.key("log", hsm.KindEd25519), c.key("tls", hsm.KindP256)
 	c.Host = c.NewHost("")
@@ -265,8 +266,25 @@ func (c *Cluster) NewNotary(name string) *Notary {
 	sealer, err := file.OpenSealer(c.uri(name + "-s"))
 	c.must(err)
 	n.Sealer = sealer
-	n.Doc = signoff.Notary{Name: name, Organisation: "org-" + name, Signing: c.public(n.Signing.Public()), Exchange: c.public(n.Exchange.PublicKey()), Witness: c.public(n.Witness.Public())}
+	c.describe(n)
 	return n
+}
+
+func (c *Cluster) describe(n *Notary) {
+	n.Doc = signoff.Notary{Name: n.Name, Organisation: "org-" + n.Name, Signing: c.public(n.Signing.Public()), Exchange: c.public(n.Exchange.PublicKey()), Witness: c.public(n.Witness.Public())}
+}
+
+// Rekey founds the cluster again, which nothing may have read yet, after a
+// founding notary was given other keys.
+func (c *Cluster) Rekey(n *Notary) {
+	c.T.Helper()
+	c.describe(n)
+	for i := range c.Charter.Notaries {
+		if c.Charter.Notaries[i].Name == n.Name {
+			c.Charter.Notaries[i] = n.Doc
+		}
+	}
+	c.found()
 }
 
 // Newcomer is a notary to be, with its directory made.
@@ -426,7 +444,7 @@ func (c *Cluster) State(fn func(*authority.Authority, *authority.State)) {
 // Wait syncs until the final state satisfies ok.
 func (c *Cluster) Wait(what string, ok func(*authority.State) bool) {
 	c.T.Helper()
-	deadline := time.Now().Add(2 * time.Minute)
+	deadline := time.Now().Add(c.Patience)
 	for {
 		c.Sync(c.Follower.Seen().Size)
 		done := false
@@ -435,7 +453,7 @@ func (c *Cluster) Wait(what string, ok func(*authority.State) bool) {
 			return
 		}
 		if time.Now().After(deadline) {
-			c.T.Fatalf("waited 2 min for %s", what)
+			c.T.Fatalf("waited %s for %s", c.Patience, what)
 		}
 		time.Sleep(30 * time.Millisecond)
 	}
