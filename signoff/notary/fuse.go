@@ -245,6 +245,21 @@ func (s *store) burnLocked(ctx context.Context, now time.Time) error {
 	return nil
 }
 
+func (s *store) fused() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.counter != nil
+}
+
+// blow has this directory refused for good, and every copy of it: the counter
+// moves on and no file says so.
+func (s *store) blow(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, err := s.counter.Increment(ctx)
+	return err
+}
+
 // counted is the position after the counter moved.
 func (p position) counted() position {
 	p.Fuse, p.Burning = p.Fuse+1, false

@@ -1,8 +1,10 @@
 package notary_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -25,8 +27,10 @@ import (
 	"github.com/keyturn/keyturn/hsm/tpm"
 	"github.com/keyturn/keyturn/hsm/tpm/swtpm"
 	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/api"
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/notary"
+	"github.com/keyturn/keyturn/signoff/proof"
 	"github.com/keyturn/keyturn/signoff/signofftest"
 )
 
@@ -36,7 +40,7 @@ const (
 	ccNVRead      = 0x14e
 )
 
-func check(t *testing.T, err error) {
+func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -187,6 +191,90 @@ func TestAttackBackupRestoredToSignTwice(t *testing.T) {
 	check(t, c.Append(c.Request("bob", signoff.ActionPolicyChange, func(r *signoff.Request) {
 		r.Policy = &signoff.PolicyChange{Policy: signofftest.Policy + "# again\n"}
 	})))
+}
+
+// A backup that is younger than the counter's last move is refused once the notary
+// is shown a cosignature of its own that the backup does not know: by the newest
+// checkpoint, or, when the log went on without it, by a notary that saw it.
+func TestAttackYoungBackup(t *testing.T) {
+	for name, on := range map[string]bool{"the log stands": false, "the log went on": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := signofftest.Keys(t, nil)
+			n, fourth := c.Notaries[0], c.Notaries[3]
+			n.Fuse = &notary.Fuse{TPM: openTPM(t, swtpm.New(t).Path), Index: fuseIndex}
+			c.Found()
+			for _, n := range c.Notaries {
+				c.StartNotary(n)
+			}
+			c.Wait("a group key", func(s *authority.State) bool { return s.Group != nil })
+			propose := func(mark string) {
+				check(t, c.Append(c.Request("alice", signoff.ActionPolicyChange, func(r *signoff.Request) {
+					r.Policy = &signoff.PolicyChange{Policy: signofftest.Policy + "# " + mark + "\n"}
+				})))
+			}
+			fourth.Stop() // so that nothing is final without the first
+			c.Tick()
+			propose("known to the backup")
+			restore := backup(t, n.Dir)
+			at := value(t, readDir(t, n.Dir)["position.json"])
+			propose("cosigned since")
+			remembered(c, n, c.Follower.Seen().Size)
+			n.Stop()
+			if on {
+				c.StartNotary(fourth)
+				propose("without the first")
+			}
+			restore(n.Dir)
+			if got := value(t, readDir(t, n.Dir)["position.json"]); got != at {
+				t.Fatalf("the counter moved from %d to %d", at, got)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			err := c.OpenNotary(n).Run(ctx)
+			if !errors.Is(err, notary.ErrFuse) || !strings.Contains(err.Error(), "this notary's cosignature at") || !strings.Contains(err.Error(), "keyturn request notaries") {
+				t.Errorf("the backup ran: %v", err)
+			}
+			// And if nobody remembered: for good.
+			if err := c.OpenNotary(n).Run(ctx); !errors.Is(err, notary.ErrFuse) || !strings.Contains(err.Error(), "it was written when") {
+				t.Errorf("the backup ran again: %v", err)
+			}
+		})
+	}
+}
+
+// remembered asks in a notary's name until the two others that run remind it of
+// that size or of one above.
+func remembered(c *signofftest.Cluster, n *signofftest.Notary, size uint64) {
+	c.T.Helper()
+	box := api.NewReader(api.TopicPositions)
+	for deadline := time.Now().Add(c.Patience); ; {
+		nonce := signofftest.Nonce()
+		check(c.T, c.Client.Send(context.Background(), api.TopicPositions, fmt.Appendf(nil, `{"notary":"%s","nonce":"%s"}`, n.Doc.ID(), base64.StdEncoding.EncodeToString(nonce))))
+		reminded := 0
+		for answers := 0; answers < 2; {
+			if time.Now().After(deadline) {
+				c.T.Fatal("the others never saw the cosignature")
+			}
+			msgs, err := box.Receive(context.Background(), c.Client, time.Second)
+			check(c.T, err)
+			for _, m := range msgs {
+				var r struct{ Cosigned string }
+				if doc, err := signoff.ReadLine(m); err == nil {
+					if p, ok := doc.Doc.(*signoff.Position); ok && bytes.Equal(p.Answer, nonce) {
+						answers++
+					}
+				} else if json.Unmarshal(m, &r) == nil {
+					if seen, err := proof.Unverified([]byte(r.Cosigned)); err == nil && seen.Size >= size {
+						reminded++
+					}
+				}
+			}
+		}
+		if reminded == 2 {
+			return
+		}
+	}
 }
 
 // Where a copy of a running notary's directory runs, beside the same TPM, one of

@@ -67,6 +67,8 @@ type Notary struct {
 	finalSize uint64 // entries below it are final, and agree with the own fold
 	finalNote []byte // the checkpoint that says so
 	woken     time.Time
+	// By notary's name, the newest of these checkpoints with its cosignature.
+	cosignedBy map[string][]byte
 
 	// The duties' own memory; only their goroutine touches it.
 	signing    map[Digest]*signSession
@@ -103,7 +105,7 @@ func New(cfg Config) (*Notary, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Notary{cfg: cfg, id: fp, follower: f, store: st, signing: map[Digest]*signSession{}, burned: map[Digest]bool{}, enrols: map[Digest]*enrolSession{}, offers: map[Digest]*offer{},
+	return &Notary{cfg: cfg, id: fp, follower: f, store: st, signing: map[Digest]*signSession{}, burned: map[Digest]bool{}, enrols: map[Digest]*enrolSession{}, offers: map[Digest]*offer{}, cosignedBy: map[string][]byte{},
 		moving: moving{unfit: map[Digest]uint32{}}, halts: map[Digest]*signoff.Signed{}}, nil
 }
 
@@ -198,6 +200,11 @@ func (n *Notary) settled(note []byte) bool {
 	if c.Size <= n.final() {
 		return true
 	}
+	return n.cosigned(note)
+}
+
+// cosigned reports whether the note has this notary's cosignature.
+func (n *Notary) cosigned(note []byte) bool {
 	key, ok := n.cfg.Witness.Public().(ed25519.PublicKey)
 	if !ok {
 		return false
@@ -342,7 +349,7 @@ func (n *Notary) markFinal(note []byte) error {
 		if err != nil {
 			return err
 		}
-		c, _, err := proof.OpenFinal(note, trust)
+		c, cosignatures, err := proof.OpenFinal(note, trust)
 		if err != nil {
 			return err
 		}
@@ -353,6 +360,9 @@ func (n *Notary) markFinal(note []byte) error {
 		defer n.mu.Unlock()
 		if c.Size > n.finalSize {
 			n.finalSize, n.finalNote = c.Size, note
+			for _, x := range cosignatures {
+				n.cosignedBy[x.Name] = note
+			}
 		}
 		return nil
 	})

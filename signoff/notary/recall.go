@@ -24,10 +24,18 @@ type ask struct {
 
 const nonceSize = 16
 
+// A reminder shows a notary that asks the newest final checkpoint with its
+// cosignature that the sender saw. The cosignature proves it, whoever sends it.
+type reminder struct {
+	Notary   Digest `json:"notary"`
+	Cosigned string `json:"cosigned"` // note (c2sp.org/tlog-checkpoint)
+}
+
 // recall asks the other notaries, after a restart, for the checkpoint each
 // cosigned last, and waits until q-1 of them stand on the log that it is shown.
 // A notary whose disk was rolled back would otherwise cosign a second branch in
-// good faith, and so would one whose disk was rolled back to the very start.
+// good faith, and so would one whose disk was rolled back to the very start. With a
+// fuse, one that is shown that it cosigned more than its disk says is refused.
 func (n *Notary) recall(ctx context.Context) error {
 	nonce := make([]byte, nonceSize)
 	if _, err := rand.Read(nonce); err != nil {
@@ -35,9 +43,12 @@ func (n *Notary) recall(ctx context.Context) error {
 	}
 	box := api.NewReader(api.TopicPositions)
 	answers := map[Digest]signoff.Seen{}
+	var reminders [][]byte
 	asked := time.Time{}
 	for ctx.Err() == nil {
-		if err := n.catchUp(ctx); err != nil {
+		if err := n.catchUp(ctx); errors.Is(err, ErrFuse) {
+			return err
+		} else if err != nil {
 			n.cfg.Log.Warn("waiting for the log", "err", err)
 			pause(ctx, time.Second)
 			continue
@@ -61,7 +72,15 @@ func (n *Notary) recall(ctx context.Context) error {
 		// Answer others who restarted at the same time, or all would wait
 		// for each other.
 		n.replyAll(ctx, msgs)
+		reminders = append(reminders, n.reminders(msgs)...)
 		enough, err := n.takeAnswers(msgs, nonce, answers)
+		// Each notary reminds before it answers. What is not on this log yet is
+		// when its answer is.
+		for _, note := range reminders {
+			if err := n.outdated(ctx, note); err != nil {
+				return err
+			}
+		}
 		if enough {
 			return nil
 		}
@@ -92,8 +111,43 @@ func (n *Notary) catchUp(ctx context.Context) error {
 	if err := n.whoAmI(); err != nil {
 		return err
 	}
-	_, err = n.extends(n.store.position())
-	return err
+	if _, err = n.extends(n.store.position()); err != nil {
+		return err
+	}
+	return n.outdated(ctx, note)
+}
+
+// outdated refuses the directory of a notary with a fuse, for good, if a checkpoint
+// of the log that was folded has this notary's cosignature and the directory is
+// from before it: what is cosigned is on disk first, so no crash leaves that.
+func (n *Notary) outdated(ctx context.Context, note []byte) error {
+	c, err := proof.Unverified(note)
+	if err != nil || !n.store.fused() || !n.cosigned(note) {
+		return nil
+	}
+	known := n.store.position().Seen.Size
+	older := false
+	err = n.follower.View(func(a *authority.Authority, _ proof.Checkpoint, _ []byte) error {
+		root, ok := a.RootAt(c.Size)
+		older = ok && root == Digest(c.Root) && c.Size > known
+		return nil
+	})
+	if err != nil || !older {
+		return err
+	}
+	return fmt.Errorf("notary: use %s: %w: it says that nothing above size %d was cosigned, and this notary's cosignature at %d was shown: this is a copy of an older state; %s",
+		n.cfg.Dir, errors.Join(ErrFuse, n.store.blow(ctx)), known, c.Size, replace)
+}
+
+// reminders are those for this notary.
+func (n *Notary) reminders(msgs [][]byte) (notes [][]byte) {
+	for _, m := range msgs {
+		var r reminder
+		if dsse.Decode(m, &r) == nil && r.Notary == n.id && n.cosigned([]byte(r.Cosigned)) {
+			notes = append(notes, []byte(r.Cosigned))
+		}
+	}
+	return notes
 }
 
 // takeAnswers counts notaries whose position is on the log that was folded.
@@ -163,7 +217,8 @@ func (n *Notary) replyAll(ctx context.Context, msgs [][]byte) {
 		}
 	}
 	for _, y := range n.others(asked) {
-		p := &signoff.Position{Charter: n.cfg.Charter, Notary: n.id, Seen: n.store.position().Seen, Answer: asked[y]}
+		n.remind(ctx, y)
+		p := &signoff.Position{Charter: n.cfg.Charter, Notary: n.id, Seen: n.store.position().Seen, Answer: asked[y.ID()]}
 		doc, err := n.sign(ctx, p)
 		if err == nil {
 			err = n.cfg.Client.Send(ctx, api.TopicPositions, doc.Line())
@@ -174,12 +229,29 @@ func (n *Notary) replyAll(ctx context.Context, msgs [][]byte) {
 	}
 }
 
+// remind is of use to a notary that forgot, and no condition of anything.
+func (n *Notary) remind(ctx context.Context, y *signoff.Notary) {
+	n.mu.Lock()
+	note := n.cosignedBy[y.Name]
+	n.mu.Unlock()
+	if note == nil {
+		return
+	}
+	m, err := dsse.Encode(reminder{y.ID(), string(note)})
+	if err == nil {
+		err = n.cfg.Client.Send(ctx, api.TopicPositions, m)
+	}
+	if err != nil && ctx.Err() == nil {
+		n.cfg.Log.Warn("cannot remind a notary that restarted", "err", err)
+	}
+}
+
 // others keeps those who are, were or become notaries, as far as the log says.
-func (n *Notary) others(asked map[Digest][]byte) (out []Digest) {
+func (n *Notary) others(asked map[Digest][]byte) (out []*signoff.Notary) {
 	_ = n.follower.View(func(a *authority.Authority, _ proof.Checkpoint, _ []byte) error {
 		for id := range asked {
-			if _, ok := a.State().AnyNotary(id); ok {
-				out = append(out, id)
+			if y, ok := a.State().AnyNotary(id); ok {
+				out = append(out, y)
 			}
 		}
 		return nil
