@@ -127,7 +127,7 @@ func TestFaultNetworkCut(t *testing.T) {
 	s := startServer(t)
 	c := newCable(t, s.addr)
 	config := s.config(s.appRole(t, "keyturn", nil))
-	config.Address, config.Timeout = "https://"+c.Addr().String(), 500*time.Millisecond
+	config.Address, config.Timeout = "https://"+c.Addr().String(), 3*time.Second
 	store := openStore(t, config)
 	k := openKey(t, store, s.newKey(t, "p256", "ecdsa-p256"), nil)
 	check(t, sign(k))
@@ -141,13 +141,13 @@ func TestFaultNetworkCut(t *testing.T) {
 	if err := sign(k); !errors.Is(err, hsm.ErrTimeout) {
 		t.Errorf("silent: %v, want ErrTimeout", err)
 	}
-	if took := time.Since(start); took < 400*time.Millisecond || took > 5*time.Second {
-		t.Errorf("gave up after %v, want 500ms", took)
+	if took := time.Since(start); took < 2900*time.Millisecond || took > 30*time.Second {
+		t.Errorf("gave up after %v, want 3s", took)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
 	start = time.Now()
-	if _, err := hsm.SignMessage(ctx, k, []byte("m")); !errors.Is(err, hsm.ErrTimeout) || time.Since(start) > 400*time.Millisecond {
+	if _, err := hsm.SignMessage(ctx, k, []byte("m")); !errors.Is(err, hsm.ErrTimeout) || time.Since(start) > 2500*time.Millisecond {
 		t.Errorf("under a deadline of 50ms: %v after %v, want ErrTimeout", err, time.Since(start))
 	}
 	c.set(through)
