@@ -31,6 +31,7 @@ type auditView struct {
 	Halts       []auditHalt    `json:"halts"`
 	Aborts      []auditAbort   `json:"aborts"`
 	Answered    []auditAnswer  `json:"answered"`
+	Waits       []string       `json:"waits"` // for whom the making of shares waits
 	Voids       []auditVoid    `json:"voids"`
 	Proved      *uint64        `json:"proved,omitempty"` // index of the entry given with --proof
 }
@@ -142,6 +143,7 @@ func (x *audit) verified() (*auditView, error) {
 		slices.SortFunc(v.Requests, func(p, q auditRequest) int { return cmp.Compare(p.Index, q.Index) })
 		v.Halts = allHalts(s)
 		v.Aborts, v.Answered = accusations(s)
+		v.Waits = append([]string{}, sharesWait(s)...)
 		return nil
 	})
 }
@@ -396,7 +398,7 @@ func (v *auditView) text(w writer) {
 	for i := range v.Requests {
 		v.Requests[i].text(w, v.GroupKey)
 	}
-	if len(v.Aborts)+len(v.Answered)+len(v.Halts)+len(v.Voids) > 0 {
+	if len(v.Aborts)+len(v.Answered)+len(v.Waits)+len(v.Halts)+len(v.Voids) > 0 {
 		fmt.Fprintln(w)
 	}
 	for _, a := range v.Aborts {
@@ -409,6 +411,9 @@ func (v *auditView) text(w writer) {
 	}
 	for _, a := range v.Answered {
 		fmt.Fprintf(w, "answered     notary %s, accused by %s: the sub-share published is right, which does not say who lied; entries %v\n", a.Dealer, a.Accuser, a.Entries)
+	}
+	for _, m := range v.Waits {
+		fmt.Fprintf(w, "waits for    %s\n", m)
 	}
 	for _, h := range v.Halts {
 		word, end := "HALT", "stands"

@@ -655,11 +655,9 @@ func roster(st *authority.State) ceremony.Roster {
 
 // keygenDone wants every notary to have agreed to one transcript and one key.
 func keygenDone(st *authority.State) (group, transcript dsse.Digest, err error) {
-	if st.Group == nil {
-		return group, transcript, errors.New("the notaries have no group key yet")
-	}
 	if !st.Keygen.Done {
-		return group, transcript, fmt.Errorf("the notaries are making the shares of term %d, attempt %d", st.Keygen.Term, st.Keygen.Attempt)
+		err := fmt.Errorf("the notaries are making the shares of term %d, attempt %d", st.Keygen.Term, st.Keygen.Attempt)
+		return group, transcript, ui.WithHint(err, "it waits: %s", strings.Join(sharesWait(st), "; "))
 	}
 	for i := range st.Keygen.Members.Notaries {
 		n := &st.Keygen.Members.Notaries[i]

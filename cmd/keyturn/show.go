@@ -268,17 +268,23 @@ func sharesWait(s *authority.State) (waits []string) {
 	if s.WantsDealers() {
 		return append(waits, fmt.Sprintf("%d more notaries to deal the shares of term %d", s.Council().Quorum()-len(k.Dealers), k.Term))
 	}
-	for _, y := range s.Dealers() {
-		if k.Dealings[y.ID()] == nil {
-			waits = append(waits, fmt.Sprintf("notary %s has still to deal the shares of term %d", y.Name, k.Term))
-		}
-	}
-	for _, y := range k.Members.Notaries {
-		if k.Transcripts[y.ID()] == nil {
-			waits = append(waits, fmt.Sprintf("notary %s has still to accept its share of term %d", y.Name, k.Term))
-		}
+	kind, from := s.Awaited()
+	for _, y := range from {
+		waits = append(waits, fmt.Sprintf("notary %s has still to %s term %d: %s", y.Name, keygenDoes[kind], k.Term, silentRemedy(k.Term)))
 	}
 	return waits
+}
+
+var keygenDoes = map[signoff.Kind]string{signoff.KindCommitment: "commit to the shares of", signoff.KindDealing: "deal the shares of", signoff.KindTranscript: "accept its share of"}
+
+// silentRemedy says what to do about a notary that does not come. All of a key
+// generation have to, so that no time limit would help: an attempt without one
+// is with other notaries.
+func silentRemedy(term uint32) string {
+	if term == 1 {
+		return "see that its keyturn-notary runs and what its journal says; if it is lost, found anew without it"
+	}
+	return "see that its keyturn-notary runs and what its journal says; if it is lost, keyturn request notaries without it"
 }
 
 // handoverWait says how far the notaries' shares of objects have followed a

@@ -92,6 +92,29 @@ func (s *State) Dealers() []signoff.Notary {
 	return s.dealers()
 }
 
+// Awaited are those for whose next document the making of shares waits, and of
+// which kind it is: all dealers commit, then all deal, then all members agree. It
+// waits for each of them, however long that takes.
+func (s *State) Awaited() (kind signoff.Kind, from []signoff.Notary) {
+	k := s.Keygen
+	if k.Done || !s.dealersKnown() {
+		return "", nil
+	}
+	list, has := s.dealers(), func(id Digest) bool { return k.Commitments[id] != nil }
+	switch kind = signoff.KindCommitment; {
+	case len(k.Dealings) == len(k.Dealers):
+		kind, list, has = signoff.KindTranscript, k.Members.Notaries, func(id Digest) bool { return k.Transcripts[id] != nil }
+	case len(k.Commitments) == len(k.Dealers):
+		kind, has = signoff.KindDealing, func(id Digest) bool { return k.Dealings[id] != nil }
+	}
+	for _, y := range list {
+		if !has(y.ID()) {
+			from = append(from, y)
+		}
+	}
+	return kind, from
+}
+
 // Round1s returns the attempt's first-round messages in the ceremony's order,
 // once all are there.
 func (s *State) Round1s() ([]frost.Round1, bool) {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/hsm/frost"
@@ -63,8 +64,50 @@ func (n *Notary) loadSealed(ctx context.Context, name string) ([]byte, error) {
 	return secret, nil
 }
 
+// A longWait is what this notary has been waiting for, so that its journal says so
+// when that takes long.
+type longWait struct {
+	what  string
+	since time.Time
+	told  time.Duration // after since; 0: not yet
+}
+
+// due reports whether to say now that this is waited for: after a minute, and
+// then each time that it has taken twice as long.
+func (w *longWait) due(what string, now time.Time) bool {
+	if what == "" || what != w.what {
+		*w = longWait{what: what, since: now}
+		return false
+	}
+	age := now.Sub(w.since)
+	if age < max(time.Minute, 2*w.told) {
+		return false
+	}
+	w.told = age
+	return true
+}
+
+// tellWaiting says in the journal which others the making of shares waits for.
+func (n *Notary) tellWaiting(l look) {
+	kind, from := l.state.Awaited()
+	var names []string
+	for _, y := range from {
+		if y.ID() != n.id {
+			names = append(names, y.Name)
+		}
+	}
+	what := ""
+	if len(names) > 0 {
+		what = fmt.Sprint(l.state.Keygen.Term, l.state.Keygen.Attempt, kind, names)
+	}
+	if n.waiting.due(what, l.now) {
+		n.cfg.Log.Warn("the making of shares waits for other notaries", "term", l.state.Keygen.Term, "attempt", l.state.Keygen.Attempt, "for", kind, "of", names)
+	}
+}
+
 // planKeygen takes the next step of the making of shares that the log lacks.
 func (n *Notary) planKeygen(l look) (func(context.Context) error, error) {
+	n.tellWaiting(l)
 	s, k := l.state, l.state.Keygen
 	if k.Done || len(s.Dealers()) == 0 || k.Term > 1 && !l.isFinal(s.Documents[k.Warrant]) {
 		return nil, nil

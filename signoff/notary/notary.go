@@ -79,6 +79,7 @@ type Notary struct {
 	epochSince int64
 	tickRound  uint64
 	tickSince  time.Time // when a tick of this round was seen first
+	waiting    longWait
 	enrols     map[Digest]*enrolSession
 	handover   uint32    // term whose takeover this notary waits to append
 	handSince  time.Time // since when
