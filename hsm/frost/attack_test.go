@@ -179,6 +179,24 @@ func TestAttackTranscriptConfusion(t *testing.T) {
 		}
 		wantCheat(t, second.VerifyRound1(1, d.Round1()), "commitments", 1)
 	}
+	// Other dealers deal other secrets too. That they are other ceremonies shows
+	// in the name alone, to which the confidence of subshares is bound.
+	names := map[[32]byte]bool{}
+	for _, f := range []struct {
+		dealers []uint16
+		p       Params
+	}{{[]uint16{1, 2}, p}, {[]uint16{1, 3}, p}, {[]uint16{2, 3}, p}, {[]uint16{1, 2}, Params{3, 3}}, {[]uint16{1, 2}, Params{2, 4}}} {
+		for _, from := range []club{old, old.reshare(t, 2, 3, 1, 2)} {
+			c, err := NewReshare(from.Group, f.dealers, f.p, []byte("epoch 1"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			names[c.Digest()] = true
+		}
+	}
+	if len(names) != 10 {
+		t.Errorf("ten reshares have %d names", len(names))
+	}
 }
 
 // One coefficient more would let the attacker's polynomial need one signer
@@ -526,8 +544,15 @@ func TestAttackOldEpochShare(t *testing.T) {
 	wantRefused(t, "an old share signing for the new group", err)
 	_, err = now.shares[0].Sign(stale[1], now.Group, message, list)
 	wantRefused(t, "a nonce of the old share", err)
-	_, err = UnmarshalKeyShare(now.Group, seal(t, old.shares[0]))
-	wantRefused(t, "a restored share file", err)
+	restored := seal(t, old.shares[0])
+	if _, err = UnmarshalKeyShare(now.Group, restored); err == nil || !strings.Contains(err.Error(), "a sealed share of group") {
+		t.Errorf("a restored share file: %v", err)
+	}
+	of := now.Digest()
+	copy(restored, of[:])
+	if _, err = UnmarshalKeyShare(now.Group, restored); err == nil || !strings.Contains(err.Error(), "not the share of member 1") {
+		t.Errorf("a restored share file that names the new group: %v", err)
+	}
 
 	// The attacker's own code signs with the old share all the same.
 	shares := map[uint16][32]byte{}
