@@ -231,7 +231,7 @@ func choose(all []wire.KeyInfo, label string, pinned any, kinds []hsm.Kind) (wir
 // that is libtpms. What does not is still only self-declared.
 func ClassOf(info TokenInfo) hsm.Class {
 	of := strings.ToLower(info.Manufacturer + " " + strings.Join(strings.Fields(info.Model), " "))
-	for _, software := range []string{"softhsm", "softtok", "ibm sw tpm"} {
+	for _, software := range []string{"softhsm", "ibm soft", "ibm sw tpm"} {
 		if strings.Contains(of, software) {
 			return hsm.ClassSoftware
 		}

@@ -1,14 +1,11 @@
 package token_test
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -23,10 +20,7 @@ import (
 
 // SoftHSM counts no tries. The tokens here do: tpm2-pkcs11 by the TPM itself,
 // without saying so beforehand, and opencryptoki in the flags of the standard.
-const (
-	tpm2PKCS11   = "/usr/lib/x86_64-linux-gnu/pkcs11/libtpm2_pkcs11.so"
-	openCryptoki = "/usr/lib/x86_64-linux-gnu/pkcs11/libopencryptoki.so"
-)
+const tpm2PKCS11 = "/usr/lib/x86_64-linux-gnu/pkcs11/libtpm2_pkcs11.so"
 
 // newTPMToken makes a token of tpm2-pkcs11 in a software TPM, and a P-256 key
 // on it.
@@ -55,63 +49,6 @@ func forgive(t *testing.T, e *swtpm.Emulator) {
 	}
 }
 
-const (
-	cryptokiSO  = "40861000" // opencryptoki takes 4 to 8 digits
-	cryptokiPIN = "73192000"
-)
-
-// newOpenCryptoki runs opencryptoki with one soft token, "alice", in namespaces
-// of its own.
-func newOpenCryptoki(t *testing.T) *store {
-	t.Helper()
-	if _, err := os.Stat(openCryptoki); err != nil {
-		t.Skip("needs opencryptoki (package opencryptoki)")
-	}
-	if os.Geteuid() != 0 {
-		t.Skip("needs root, to run opencryptoki's slot daemon in namespaces of its own")
-	}
-	daemon := exec.Command("unshare", "--mount", "--ipc", "sh", "testdata/opencryptoki.sh")
-	daemon.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	var said bytes.Buffer
-	daemon.Stderr = &said
-	if err := daemon.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var ended atomic.Bool
-	done := make(chan struct{})
-	go func() { daemon.Wait(); ended.Store(true); close(done) }()
-	t.Cleanup(func() { daemon.Process.Kill(); <-done })
-	proc := fmt.Sprintf("/proc/%d/", daemon.Process.Pid)
-	inside := fmt.Sprintf("nsenter --mount=%sns/mnt --ipc=%sns/ipc", proc, proc)
-	waitFor(t, "the slot daemon", func() bool {
-		if _, err := os.Stat(proc + "root/run/pkcsslotd.socket"); err != nil {
-			return ended.Load()
-		}
-		return exec.Command("sh", "-c", inside+" pkcsconf -t").Run() == nil || ended.Load()
-	})
-	if ended.Load() {
-		<-done
-		t.Skipf("needs the right to make mount and IPC namespaces: %s", said.String())
-	}
-	for _, step := range []string{ // from the factory's PINs to ours
-		"echo alice | %s pkcsconf -c 0 -I -S 87654321",
-		"%s pkcsconf -c 0 -P -S 87654321 -n " + cryptokiSO,
-		"%s pkcsconf -c 0 -u -S " + cryptokiSO + " -n 11111111",
-		"%s pkcsconf -c 0 -p -U 11111111 -n " + cryptokiPIN,
-	} {
-		step = fmt.Sprintf(step, inside)
-		if out, err := exec.Command("sh", "-c", step).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v\n%s", step, err, out)
-		}
-	}
-	s := &store{t.TempDir(), token.Config{Module: openCryptoki}}
-	s.cfg.Helper = filepath.Join(s.dir, "keyturn-token")
-	if err := os.WriteFile(s.cfg.Helper, []byte("#!/bin/sh\nexec "+inside+" "+helperPath+"\n"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
 // try opens the token with a PIN and closes it.
 func (s *store) try(p hsm.PIN) error {
 	tok, err := token.Open(context.Background(), s.cfg, "pkcs11:token=alice", p)
@@ -119,15 +56,6 @@ func (s *store) try(p hsm.PIN) error {
 		err = tok.Close()
 	}
 	return err
-}
-
-func (s *store) info(t *testing.T) token.TokenInfo {
-	t.Helper()
-	tokens, err := token.Tokens(context.Background(), s.cfg)
-	if err != nil || len(tokens) == 0 {
-		t.Fatalf("%d tokens: %v", len(tokens), err)
-	}
-	return tokens[0]
 }
 
 func TestConformanceTPM2PKCS11(t *testing.T) {
@@ -174,17 +102,9 @@ func TestKindsThatATokenLacks(t *testing.T) {
 			t.Errorf("%d keys, want the first one only", n)
 		}
 	})
-	t.Run("opencryptoki", func(t *testing.T) { // 3.8.1 as Debian builds it
-		s := newOpenCryptoki(t)
-		tok, err := token.Open(t.Context(), s.cfg, "pkcs11:token=alice", pin(cryptokiPIN))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer tok.Close()
-		lacks(t, tok, hsm.KindP256, "CKM_EC_KEY_PAIR_GEN")
+	t.Run("opencryptoki", func(t *testing.T) {
+		tok := newOpenCryptoki(t).open(t)
 		lacks(t, tok, hsm.KindEd25519, "CKM_EC_EDWARDS_KEY_PAIR_GEN")
-		lacks(t, tok, hsm.KindECDH, "CKM_EC_KEY_PAIR_GEN")
-		lacks(t, tok, hsm.KindSeal, "CKM_AES_GCM")
 		if n := count(t, tok); n != 0 {
 			t.Errorf("%d keys were left behind", n)
 		}
@@ -246,69 +166,6 @@ func TestFaultRefusedPINCostsOneTry(t *testing.T) {
 	}
 }
 
-// Opencryptoki shows in its flags what the next wrong PIN costs: nobody is
-// there, so the last try stays unused; somebody is, so it is theirs to spend.
-func TestFaultLockOutOpenCryptoki(t *testing.T) {
-	s := newOpenCryptoki(t)
-	wrong := pin("00000000")
-	for i, want := range []func(token.TokenInfo) bool{
-		func(info token.TokenInfo) bool { return info.PINCountLow && !info.PINFinalTry },
-		func(info token.TokenInfo) bool { return info.PINFinalTry && !info.PINLocked },
-	} {
-		if err := s.try(wrong); !errors.Is(err, hsm.ErrWrongPIN) {
-			t.Fatalf("wrong PIN %d: %v, want ErrWrongPIN", i+1, err)
-		}
-		if info := s.info(t); !want(info) {
-			t.Fatalf("after wrong PIN %d the token says %+v", i+1, info)
-		}
-	}
-	for range 5 {
-		for _, p := range []hsm.PIN{wrong, pin(cryptokiPIN)} {
-			if err := s.try(p); !errors.Is(err, hsm.ErrLocked) {
-				t.Errorf("the last try, unattended: %v, want ErrLocked", err)
-			}
-		}
-	}
-	if info := s.info(t); info.PINLocked {
-		t.Fatal("the last try was spent unattended")
-	}
-	s.cfg.Interactive = true
-	var prompt string
-	err := s.try(func(_ context.Context, p string) (*secret.Buffer, error) {
-		prompt = p
-		return secret.Take([]byte("00000000"))
-	})
-	if !errors.Is(err, hsm.ErrLocked) || !strings.Contains(prompt, "LAST TRY") {
-		t.Errorf("the last try, wrong: %v after the prompt %q, want ErrLocked", err, prompt)
-	}
-	if info := s.info(t); !info.PINLocked {
-		t.Errorf("after three wrong PINs the token says %+v", info)
-	}
-	if err := s.try(func(context.Context, string) (*secret.Buffer, error) {
-		t.Error("a locked token asked for its PIN")
-		return nil, nil
-	}); !errors.Is(err, hsm.ErrLocked) {
-		t.Errorf("locked: %v, want ErrLocked", err)
-	}
-}
-
-// The right PIN on the last try clears the count.
-func TestLastTryRight(t *testing.T) {
-	s := newOpenCryptoki(t)
-	for range 2 {
-		if err := s.try(pin("00000000")); !errors.Is(err, hsm.ErrWrongPIN) {
-			t.Fatal(err)
-		}
-	}
-	s.cfg.Interactive = true
-	if err := s.try(pin(cryptokiPIN)); err != nil {
-		t.Fatal(err)
-	}
-	if info := s.info(t); info.PINCountLow || info.PINFinalTry || info.PINLocked {
-		t.Errorf("after the right PIN the token says %+v", info)
-	}
-}
-
 // A PIN is changed by its old one, without a login before.
 func TestChangePINOfRealTokens(t *testing.T) {
 	change := func(t *testing.T, s *store, old, new string) {
@@ -334,5 +191,5 @@ func TestChangePINOfRealTokens(t *testing.T) {
 		s, _ := newTPMToken(t, "alice")
 		change(t, s, userPIN, "another-pin")
 	})
-	t.Run("opencryptoki", func(t *testing.T) { change(t, newOpenCryptoki(t), cryptokiPIN, "73192001") })
+	t.Run("opencryptoki", func(t *testing.T) { change(t, newOpenCryptoki(t).store, cryptokiPIN, "73192001") })
 }

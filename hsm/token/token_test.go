@@ -200,25 +200,32 @@ func mirror(t *testing.T, sig []byte) []byte {
 }
 
 func TestKeyFlags(t *testing.T) {
-	_, tok := newToken(t, "alice")
-	ctx := context.Background()
-	public := map[string]any{
-		"ed25519": generate(t, tok, "ed25519", hsm.KindEd25519),
-		"ecdh":    generate(t, tok, "ecdh", hsm.KindECDH),
-		"seal":    generate(t, tok, "seal", hsm.KindSeal),
+	s := newStore(t)
+	s.init(t, "alice")
+	keyFlags(t, s.open(t, "alice"), hsm.KindP256, hsm.KindEd25519, hsm.KindECDH, hsm.KindSeal)
+}
+
+// keyFlags makes a key of each kind on a token that is empty, and looks at what
+// the token says of it.
+func keyFlags(t *testing.T, tok *token.Token, kinds ...hsm.Kind) {
+	t.Helper()
+	public := map[string]any{}
+	for _, kind := range kinds {
+		public[string(kind)] = generate(t, tok, string(kind), kind)
 	}
-	keys, err := tok.List(ctx)
+	keys, err := tok.List(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(keys) != 4 {
-		t.Errorf("listed %d keys, want 4", len(keys))
+	if len(keys) != len(kinds) {
+		t.Errorf("listed %d keys, want %d", len(keys), len(kinds))
 	}
 	for _, k := range keys {
 		if string(k.Kind) != k.Label || k.Extractable || !k.Sensitive || !k.NeverExtractable || !k.AlwaysSensitive || !k.Local || len(k.ID) != 32 {
 			t.Errorf("unexpected: %+v", k)
 		}
-		if signs := k.Kind == hsm.KindP256 || k.Kind == hsm.KindEd25519; k.Kind != hsm.KindSeal && (k.Sign != signs || k.Derive == signs) {
+		signs := k.Kind == hsm.KindP256 || k.Kind == hsm.KindEd25519
+		if k.Sign != signs || k.Derive != (k.Kind == hsm.KindECDH) {
 			t.Errorf("%s: sign %v, derive %v", k.Label, k.Sign, k.Derive)
 		}
 		if want := public[k.Label]; want != nil {

@@ -160,7 +160,7 @@ func (s *server) load(version, path []byte) error {
 		return coded{wire.CodeAbsent, fmt.Errorf("module %q does not load", path)}
 	}
 	if err := p.Initialize(); err != nil {
-		return missing(fmt.Errorf("initialise module %q: %w", path, err))
+		return missing(fmt.Errorf("initialise module %q (does the service run that it talks to?): %w", path, err))
 	}
 	s.p = p
 	return nil
