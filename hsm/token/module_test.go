@@ -121,6 +121,39 @@ func TestFaultModuleReturnsGarbage(t *testing.T) {
 	}
 }
 
+// A token may give a handle to another key once its first owner is gone (PKCS #11
+// promises nothing beyond that). Nothing is sealed by that one, for nobody would
+// see it: it opens what it sealed.
+func TestFaultHandleOfAnotherKey(t *testing.T) {
+	f := newFaultyModule(t)
+	tok := f.open(t, "alice")
+	generate(t, tok, "seal", hsm.KindSeal)
+	generate(t, tok, "other", hsm.KindSeal)
+	s, err := tok.Sealer(t.Context(), "seal")
+	if err != nil {
+		t.Fatal(err)
+	}
+	seal := func() ([]byte, error) { return s.Seal(t.Context(), []byte("share"), nil) }
+	before, err := seal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.do(t, "moved")
+	if _, err := seal(); !errors.Is(err, hsm.ErrWrongIdentity) {
+		t.Errorf("sealed by another key: %v, want ErrWrongIdentity", err)
+	}
+	f.do(t, "")
+	after, err := seal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sealed := range [][]byte{before, after} {
+		if got, err := s.Unseal(t.Context(), sealed, nil); err != nil || string(got) != "share" {
+			t.Errorf("%q, %v", got, err)
+		}
+	}
+}
+
 func TestFaultModuleSegfault(t *testing.T) {
 	f := newFaultyModule(t)
 	tok := f.open(t, "alice")

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/hpke"
 	"crypto/rand"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"slices"
@@ -43,10 +44,17 @@ func (n *Notary) sealAD(name string) []byte {
 	return d[:]
 }
 
+// saveSealed seals a secret and sees it open before it is relied on: a notary that
+// agreed to a share that it cannot open is lost, and all of one maker at once.
 func (n *Notary) saveSealed(ctx context.Context, name string, secret []byte) error {
 	sealed, err := n.cfg.Sealer.Seal(ctx, secret, n.sealAD(name))
 	if err != nil {
 		return fmt.Errorf("notary: seal %s: %w", name, err)
+	}
+	opened, err := n.cfg.Sealer.Unseal(ctx, sealed, n.sealAD(name))
+	defer clear(opened)
+	if err != nil || subtle.ConstantTimeCompare(opened, secret) != 1 {
+		return fmt.Errorf("notary: seal %s: %s does not open what it sealed: %w", name, n.cfg.Sealer.Info().URI, errors.Join(hsm.ErrWrongIdentity, err))
 	}
 	return n.store.write(name, sealed)
 }

@@ -2,6 +2,8 @@ package notary
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -46,6 +48,44 @@ func TestAttackShareFileOfAnother(t *testing.T) {
 	} {
 		if got, err := c.n.loadSealed(t.Context(), c.name); err == nil {
 			t.Errorf("%s: opened as %q", what, got)
+		}
+	}
+}
+
+// A sealer that seals something else, or otherwise.
+type faultySealer struct {
+	hsm.Sealer
+	fault func(s hsm.Sealer, plaintext, ad []byte) ([]byte, error)
+}
+
+func (f faultySealer) Seal(_ context.Context, plaintext, ad []byte) ([]byte, error) {
+	return f.fault(f.Sealer, plaintext, ad)
+}
+
+// A token that does not seal what it was given keeps the notary from agreeing to
+// a share that nobody can open.
+func TestFaultSealerGarbles(t *testing.T) {
+	uri := "file:" + filepath.Join(t.TempDir(), "seal.pem")
+	if _, err := file.Generate(uri, hsm.KindSeal); err != nil {
+		t.Fatal(err)
+	}
+	sealer, err := file.OpenSealer(uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, fault := range map[string]func(s hsm.Sealer, plaintext, ad []byte) ([]byte, error){
+		"nothing":         func(hsm.Sealer, []byte, []byte) ([]byte, error) { return nil, nil },
+		"the plaintext":   func(_ hsm.Sealer, plaintext, _ []byte) ([]byte, error) { return plaintext, nil },
+		"another secret":  func(s hsm.Sealer, _, ad []byte) ([]byte, error) { return s.Seal(t.Context(), []byte("b share"), ad) },
+		"a shorter one":   func(s hsm.Sealer, p, ad []byte) ([]byte, error) { return s.Seal(t.Context(), p[:1], ad) },
+		"for another use": func(s hsm.Sealer, p, _ []byte) ([]byte, error) { return s.Seal(t.Context(), p, nil) },
+	} {
+		n := &Notary{cfg: Config{Charter: Digest{1}, Sealer: faultySealer{sealer, fault}}, id: Digest{2}, store: &store{dir: t.TempDir()}}
+		if err := n.saveSealed(t.Context(), "share-1.sealed", []byte("a share")); !errors.Is(err, hsm.ErrWrongIdentity) {
+			t.Errorf("%s: %v, want ErrWrongIdentity", name, err)
+		}
+		if b, err := n.store.read("share-1.sealed"); b != nil || err != nil {
+			t.Errorf("%s: %d bytes were kept: %v", name, len(b), err)
 		}
 	}
 }

@@ -96,6 +96,9 @@ func (d *device) seal(fields [][]byte) ([]byte, error) {
 	if len(fields[2]) == 0 || len(fields[2]) > wire.MaxSecret || len(fields[3]) > wire.MaxAD {
 		return nil, fmt.Errorf("secret of %d bytes or associated data of %d is out of bounds", len(fields[2]), len(fields[3]))
 	}
+	// A signature by another key shows, and what another key opens does not open.
+	// What another key seals shows when it is too late.
+	d.forget(sealName(fields))
 	var sealed []byte
 	err := d.use(sealName(fields), func(s pkcs11.SessionHandle, h pkcs11.ObjectHandle) (err error) {
 		sealed, err = d.encrypt(s, h, fields[2], fields[3])

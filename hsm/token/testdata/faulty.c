@@ -100,6 +100,29 @@ static CK_RV attributes(CK_SESSION_HANDLE s, CK_OBJECT_HANDLE h, CK_ATTRIBUTE *t
 	return fault("unreadable") ? CKR_DEVICE_REMOVED : rv;
 }
 
+/* Handles that name another key than they did. */
+static CK_OBJECT_HANDLE moved(CK_SESSION_HANDLE s, CK_OBJECT_HANDLE h)
+{
+	CK_ATTRIBUTE other = { CKA_LABEL, "other", 5 };
+	CK_ULONG n;
+
+	if (fault("moved") && real->C_FindObjectsInit(s, &other, 1) == CKR_OK) {
+		real->C_FindObjects(s, &h, 1, &n);
+		real->C_FindObjectsFinal(s);
+	}
+	return h;
+}
+
+static CK_RV encrypt_init(CK_SESSION_HANDLE s, CK_MECHANISM *m, CK_OBJECT_HANDLE h)
+{
+	return real->C_EncryptInit(s, m, moved(s, h));
+}
+
+static CK_RV decrypt_init(CK_SESSION_HANDLE s, CK_MECHANISM *m, CK_OBJECT_HANDLE h)
+{
+	return real->C_DecryptInit(s, m, moved(s, h));
+}
+
 CK_RV C_GetFunctionList(CK_FUNCTION_LIST **list)
 {
 	void *lib = dlopen("/usr/lib/softhsm/libsofthsm2.so", RTLD_NOW);
@@ -112,6 +135,8 @@ CK_RV C_GetFunctionList(CK_FUNCTION_LIST **list)
 	faulty.C_Sign = sign;
 	faulty.C_GetAttributeValue = attributes;
 	faulty.C_FindObjectsInit = find_init;
+	faulty.C_EncryptInit = encrypt_init;
+	faulty.C_DecryptInit = decrypt_init;
 	*list = &faulty;
 	return CKR_OK;
 }
