@@ -64,7 +64,7 @@ func (s *Store) sealed(ctx context.Context) bool {
 	var status struct {
 		Sealed bool `json:"sealed"`
 	}
-	c, err := s.client("")
+	c, err := s.anonymous()
 	return err == nil && send(ctx, c, "sys/seal-status", nil, &status) == nil && status.Sealed
 }
 

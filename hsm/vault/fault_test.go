@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -83,6 +84,34 @@ func TestFaultTokenInFileExpired(t *testing.T) {
 	replace(t, path, s.token(t, "1h"))
 	if err := sign(k); err != nil {
 		t.Errorf("with a new token in the file: %v", err)
+	}
+}
+
+// A client certificate that was replaced is shown at the next login, also where
+// connections of the old one are still open.
+func TestFaultClientCertificateReplaced(t *testing.T) {
+	s, next := startServer(t), newPKI(t)
+	trust := func(p *pki) {
+		ca, err := os.ReadFile(p.path("ca.pem"))
+		check(t, err)
+		s.must(t, "auth/cert/certs/notary", map[string]any{"certificate": string(ca), "token_policies": "keyturn"})
+	}
+	trust(s.pki)
+	store := openStore(t, s.config(vault.Certificate{Role: "notary", CertFile: s.path("client.pem"), KeyFile: s.path("client.key")}))
+	k := openKey(t, store, s.newKey(t, "p256", "ecdsa-p256"), nil)
+	check(t, sign(k))
+	for _, name := range []string{"client.pem", "client.key"} {
+		text, err := os.ReadFile(next.path(name))
+		check(t, err)
+		replace(t, s.path(name), string(text))
+	}
+	s.must(t, "sys/leases/revoke-prefix/auth/cert/login", map[string]any{"sync": true})
+	if err := sign(k); !errors.Is(err, hsm.ErrAuthExpired) {
+		t.Errorf("a certificate of an authority that has no role: %v, want ErrAuthExpired", err)
+	}
+	trust(next)
+	if err := sign(k); err != nil {
+		t.Errorf("with the new certificate: %v", err)
 	}
 }
 

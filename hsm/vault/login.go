@@ -58,7 +58,7 @@ func (a AppRole) token(ctx context.Context, c *api.Client) (string, error) {
 type Certificate struct {
 	Mount             string // where the method is enabled; empty: cert
 	Role              string // name of the role; empty: any that fits
-	CertFile, KeyFile string // PEM, read at each new connection
+	CertFile, KeyFile string // PEM, read at each login and each new connection
 }
 
 func (l Certificate) token(ctx context.Context, c *api.Client) (string, error) {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/keyturn/keyturn/hsm"
 )
@@ -25,7 +26,8 @@ var pkiRole = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}/sign/[A-Za-z0-9_.-]{1,64}
 // the request and nothing else.
 //
 // Whoever trusts keys, not authorities, loses nothing by such a certificate: a
-// leaf with another key is refused with ErrWrongIdentity.
+// leaf with another key is refused with ErrWrongIdentity, and so is one that
+// lacks a host or has ended, which would take the place of a better one.
 func (s *Store) Certificate(ctx context.Context, role string, key crypto.Signer, hosts ...string) ([][]byte, error) {
 	what := "have " + role + " sign a certificate"
 	if !pkiRole.MatchString(role) || len(hosts) == 0 {
@@ -63,19 +65,26 @@ func (s *Store) Certificate(ctx context.Context, role string, key crypto.Signer,
 	if err := s.call(ctx, role, in, &out); err != nil {
 		return nil, s.explain(what, err)
 	}
-	chain, err := readChain(append([]string{out.Data.Certificate}, out.Data.Chain...), key.Public())
+	chain, err := readChain(append([]string{out.Data.Certificate}, out.Data.Chain...))
+	if err == nil {
+		err = fits(chain[0], key.Public(), hosts, time.Now())
+	}
 	if err != nil {
 		return nil, s.explain(what, err)
 	}
-	return chain, nil
+	var der [][]byte
+	for _, c := range chain {
+		der = append(der, c.Raw)
+	}
+	return der, nil
 }
 
-// readChain decodes certificates of which the first must be of key.
-func readChain(texts []string, key crypto.PublicKey) ([][]byte, error) {
+// readChain decodes the certificates of an answer.
+func readChain(texts []string) ([]*x509.Certificate, error) {
 	if len(texts) > maxChain {
 		return nil, fmt.Errorf("%w: a chain of %d certificates is over %d", hsm.ErrWrongIdentity, len(texts), maxChain)
 	}
-	var chain [][]byte
+	var chain []*x509.Certificate
 	for i, text := range texts {
 		block, rest := pem.Decode([]byte(text))
 		if block == nil || block.Type != "CERTIFICATE" || strings.TrimSpace(string(rest)) != "" {
@@ -85,12 +94,24 @@ func readChain(texts []string, key crypto.PublicKey) ([][]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: certificate %d: %w", hsm.ErrWrongIdentity, i, err)
 		}
-		if i == 0 {
-			if err := hsm.SamePublic(key, cert.PublicKey); err != nil {
-				return nil, err
-			}
-		}
-		chain = append(chain, block.Bytes)
+		chain = append(chain, cert)
 	}
 	return chain, nil
+}
+
+// fits refuses a certificate that is not key's, not for each of hosts, or has
+// ended by now.
+func fits(leaf *x509.Certificate, key crypto.PublicKey, hosts []string, now time.Time) error {
+	if err := hsm.SamePublic(key, leaf.PublicKey); err != nil {
+		return err
+	}
+	for _, h := range hosts {
+		if err := leaf.VerifyHostname(h); err != nil {
+			return fmt.Errorf("%w: %w", hsm.ErrWrongIdentity, err)
+		}
+	}
+	if now.After(leaf.NotAfter) {
+		return fmt.Errorf("%w: the certificate ended at %s", hsm.ErrWrongIdentity, leaf.NotAfter.UTC().Format(time.RFC3339))
+	}
+	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyturn/keyturn/hsm"
 )
@@ -90,9 +91,13 @@ func TestCertificateOfTransitKey(t *testing.T) {
 // something else, gives no certificate.
 func TestAttackCertificateOfAnotherKey(t *testing.T) {
 	f := newImpostor(t, nil)
-	_, theirs := f.issue(t, "other", &x509.Certificate{DNSNames: []string{"coordinator.lab"}})
-	other, err := os.ReadFile(f.path("other.pem"))
-	check(t, err)
+	issue := func(template *x509.Certificate) (string, *ecdsa.PrivateKey) {
+		_, key := f.issue(t, "other", template)
+		text, err := os.ReadFile(f.path("other.pem"))
+		check(t, err)
+		return strings.TrimSpace(string(text)), key
+	}
+	pem, theirs := issue(&x509.Certificate{DNSNames: []string{"coordinator.lab"}})
 	store := openStore(t, f.config(t))
 	ours, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	check(t, err)
@@ -103,7 +108,6 @@ func TestAttackCertificateOfAnotherKey(t *testing.T) {
 		_, err := store.Certificate(t.Context(), "pki/sign/coordinator", key, "coordinator.lab")
 		return err
 	}
-	pem := strings.TrimSpace(string(other))
 	say(pem, strings.ReplaceAll(pem, "\n", `\n`))
 	if err := ask(ours); !errors.Is(err, hsm.ErrWrongIdentity) {
 		t.Errorf("another key's certificate: %v, want ErrWrongIdentity", err)
@@ -120,5 +124,16 @@ func TestAttackCertificateOfAnotherKey(t *testing.T) {
 	say(pem, strings.Split(strings.Repeat("x,", 9), ",")...)
 	if err := ask(theirs); !errors.Is(err, hsm.ErrWrongIdentity) {
 		t.Errorf("a long chain: %v, want ErrWrongIdentity", err)
+	}
+	for name, template := range map[string]*x509.Certificate{
+		"another host":   {DNSNames: []string{"another.lab"}},
+		"no host":        {},
+		"one that ended": {DNSNames: []string{"coordinator.lab"}, NotAfter: time.Now().Add(-time.Minute)},
+	} {
+		text, key := issue(template)
+		say(text, strings.ReplaceAll(pem, "\n", `\n`))
+		if err := ask(key); !errors.Is(err, hsm.ErrWrongIdentity) {
+			t.Errorf("%s: %v, want ErrWrongIdentity", name, err)
+		}
 	}
 }

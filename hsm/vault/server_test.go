@@ -52,7 +52,10 @@ func (p *pki) issue(t testing.TB, name string, template *x509.Certificate) (*x50
 	check(t, err)
 	template.SerialNumber = big.NewInt(time.Now().UnixNano())
 	template.Subject = pkix.Name{CommonName: name}
-	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour)
+	template.NotBefore = time.Now().Add(-time.Hour)
+	if template.NotAfter.IsZero() {
+		template.NotAfter = time.Now().Add(24 * time.Hour)
+	}
 	parent, signer := p.cert, p.key
 	if parent == nil {
 		parent, signer = template, key
@@ -190,6 +193,13 @@ func (s *server) newKey(t testing.TB, name, keyType string) string {
 // appRole makes a role and returns a login by it; options are the role's own.
 func (s *server) appRole(t testing.TB, name string, options map[string]any) vault.AppRole {
 	t.Helper()
+	role, secret := s.roleFiles(t, name, options)
+	return vault.AppRole{RoleID: vault.File(role), SecretID: vault.File(secret)}
+}
+
+// roleFiles makes a role and the files with its two ids.
+func (s *server) roleFiles(t testing.TB, name string, options map[string]any) (role, secret string) {
+	t.Helper()
 	all := map[string]any{"token_policies": "keyturn"}
 	for k, v := range options {
 		all[k] = v
@@ -197,11 +207,8 @@ func (s *server) appRole(t testing.TB, name string, options map[string]any) vaul
 	s.must(t, "auth/approle/role/"+name, all)
 	id, err := s.root.Logical().Read("auth/approle/role/" + name + "/role-id")
 	check(t, err)
-	secret := s.must(t, "auth/approle/role/"+name+"/secret-id", nil)
-	return vault.AppRole{
-		RoleID:   vault.File(writeSecret(t, id.Data["role_id"].(string))),
-		SecretID: vault.File(writeSecret(t, secret.Data["secret_id"].(string))),
-	}
+	secretID := s.must(t, "auth/approle/role/"+name+"/secret-id", nil)
+	return writeSecret(t, id.Data["role_id"].(string)), writeSecret(t, secretID.Data["secret_id"].(string))
 }
 
 // token makes a token with the tests' policy.

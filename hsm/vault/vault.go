@@ -71,8 +71,9 @@ type Config struct {
 // Store is a server to which this process can log in. It is safe for use by
 // many goroutines.
 type Store struct {
-	cfg  Config
-	http *http.Client
+	cfg   Config
+	http  *http.Client
+	fresh *http.Client // makes a connection for each request
 
 	// turn holds one value while somebody reads or changes what follows.
 	turn    chan struct{}
@@ -94,10 +95,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = DefaultTimeout
 	}
-	s := &Store{cfg: cfg, turn: make(chan struct{}, 1), http: &http.Client{
-		Transport:     bounded{transport},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}
+	once := transport.Clone()
+	once.DisableKeepAlives = true
+	s := &Store{cfg: cfg, turn: make(chan struct{}, 1), http: httpClient(transport), fresh: httpClient(once)}
 	ctx, cancel := context.WithTimeout(ctx, cfg.Timeout)
 	defer cancel()
 	if _, err := s.session(ctx, nil); err != nil {
@@ -135,6 +135,14 @@ func (c Config) transport() (*http.Transport, error) {
 	// HTTP/1.1: a request that times out takes its own connection with it, where
 	// HTTP/2 would try the same dead one again.
 	return &http.Transport{TLSClientConfig: config, MaxIdleConnsPerHost: 16, IdleConnTimeout: time.Minute}, nil
+}
+
+// httpClient follows no redirect and bounds what it is answered.
+func httpClient(t *http.Transport) *http.Client {
+	return &http.Client{
+		Transport:     bounded{t},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
 }
 
 // bounded ends every answer after maxAnswer bytes. The client reads those that
@@ -175,11 +183,16 @@ func (s *Store) Close() error {
 	return nil
 }
 
+// anonymous returns a client without a token. Each of its requests has a
+// connection of its own: a login shows the certificate that is in the file then,
+// not the one that an open connection began with.
+func (s *Store) anonymous() (*api.Client, error) { return s.client(s.fresh, "") }
+
 // client returns a client of the server with a token, which may be empty.
-func (s *Store) client(token string) (*api.Client, error) {
+func (s *Store) client(h *http.Client, token string) (*api.Client, error) {
 	// Timeout stays zero: with one, the client ends the context of a raw answer
 	// before its body was read. Deadlines come with each call.
-	c, err := api.NewClient(&api.Config{Address: s.cfg.Address, HttpClient: s.http, MaxRetries: 0, DisableRedirects: true})
+	c, err := api.NewClient(&api.Config{Address: s.cfg.Address, HttpClient: h, MaxRetries: 0, DisableRedirects: true})
 	if err != nil {
 		return nil, fmt.Errorf("set up the client: %w", err)
 	}
@@ -213,7 +226,7 @@ func (s *Store) session(ctx context.Context, refused *api.Client) (*api.Client, 
 	if s.current != nil && s.current != refused {
 		return s.current, nil
 	}
-	anonymous, err := s.client("")
+	anonymous, err := s.anonymous()
 	if err != nil {
 		return nil, err
 	}
@@ -224,7 +237,7 @@ func (s *Store) session(ctx context.Context, refused *api.Client) (*api.Client, 
 	if refused != nil && token == refused.Token() {
 		return nil, fmt.Errorf("%w: the token was refused and there is no other", hsm.ErrAuthExpired)
 	}
-	c, err := s.client(token)
+	c, err := s.client(s.http, token)
 	if err == nil {
 		s.current = c
 	}
