@@ -58,7 +58,7 @@ func (a AppRole) token(ctx context.Context, c *api.Client) (string, error) {
 type Certificate struct {
 	Mount             string // where the method is enabled; empty: cert
 	Role              string // name of the role; empty: any that fits
-	CertFile, KeyFile string // PEM, read at each login and each new connection
+	CertFile, KeyFile string // PEM, read at each login and each new connection; only its owner can open KeyFile
 }
 
 func (l Certificate) token(ctx context.Context, c *api.Client) (string, error) {
@@ -73,7 +73,21 @@ func (l Certificate) token(ctx context.Context, c *api.Client) (string, error) {
 }
 
 func (l Certificate) show(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-	pair, err := tls.LoadX509KeyPair(l.CertFile, l.KeyFile)
+	cert, err := os.ReadFile(l.CertFile)
+	if err != nil {
+		return nil, fmt.Errorf("%w: client certificate: %w", errUnusable, err)
+	}
+	f, err := open(l.KeyFile)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	key, err := io.ReadAll(io.LimitReader(f, maxSource))
+	defer clear(key)
+	if err != nil {
+		return nil, fmt.Errorf("%w: client key: %w", errUnusable, err)
+	}
+	pair, err := tls.X509KeyPair(cert, key)
 	if err != nil {
 		return nil, fmt.Errorf("%w: client certificate: %w", errUnusable, err)
 	}
@@ -108,20 +122,30 @@ const maxSource = 8 << 10
 // anew, so that it can be replaced.
 func File(path string) Source {
 	return func() (string, error) {
-		f, err := os.Open(path)
+		f, err := open(path)
 		if err != nil {
-			return "", fmt.Errorf("%w: %w", errUnusable, err)
+			return "", err
 		}
 		defer f.Close()
-		stat, err := f.Stat()
-		if err != nil {
-			return "", fmt.Errorf("%w: %w", errUnusable, err)
-		}
-		if !stat.Mode().IsRegular() || stat.Mode().Perm()&0o077 != 0 {
-			return "", fmt.Errorf("%w: %s is not a regular file that only its owner can read; chmod 600 it", errUnusable, path)
-		}
 		return readLine(path, f)
 	}
+}
+
+// open opens a file that only its owner can open.
+func open(path string) (*os.File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errUnusable, err)
+	}
+	stat, err := f.Stat()
+	if err == nil && (!stat.Mode().IsRegular() || stat.Mode().Perm()&0o077 != 0) {
+		err = fmt.Errorf("%s is not a regular file that only its owner can read; chmod 600 it", path)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%w: %w", errUnusable, err)
+	}
+	return f, nil
 }
 
 // Descriptor reads the line from an open file descriptor, once, and keeps it.

@@ -18,7 +18,7 @@ import (
 // maxChain bounds the certificates of one answer.
 const maxChain = 8
 
-var pkiRole = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}/sign/[A-Za-z0-9_.-]{1,64}$`)
+var pkiRole = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}/sign/[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$`)
 
 // Certificate has the PKI engine at role, MOUNT/sign/ROLE, sign a certificate
 // for key's public half, for hosts (names or addresses, at least one). It

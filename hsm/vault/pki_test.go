@@ -58,7 +58,7 @@ func TestCertificate(t *testing.T) {
 	if _, err := store.Certificate(ctx, "pki/sign/other", key, "coordinator.lab"); !errors.Is(err, hsm.ErrDenied) {
 		t.Errorf("another role: %v, want ErrDenied", err)
 	}
-	for _, role := range []string{"", "pki/issue/coordinator", "pki/sign/", "../sign/coordinator", "pki/sign/a/b"} {
+	for _, role := range []string{"", "pki/issue/coordinator", "pki/sign/", "../sign/coordinator", "pki/sign/a/b", "pki/sign/.."} {
 		if _, err := store.Certificate(ctx, role, key, "coordinator.lab"); err == nil {
 			t.Errorf("role %q was used", role)
 		}

@@ -83,6 +83,13 @@ func TestRefusedLogins(t *testing.T) {
 	nowhere := vault.File("/nowhere/secret")
 	open := writeSecret(t, s.token(t, "1h"))
 	check(t, os.Chmod(open, 0o640))
+	clientKey, err := os.ReadFile(s.path("client.key"))
+	check(t, err)
+	loose := writeSecret(t, string(clientKey))
+	check(t, os.Chmod(loose, 0o640))
+	ca, err := os.ReadFile(s.path("ca.pem"))
+	check(t, err)
+	s.must(t, "auth/cert/certs/notary", map[string]any{"certificate": string(ca), "token_policies": "keyturn"})
 	for name, login := range map[string]vault.Login{
 		"wrong secret id":              vault.AppRole{RoleID: role.RoleID, SecretID: vault.File(writeSecret(t, "wrong"))},
 		"wrong role id":                vault.AppRole{RoleID: vault.File(writeSecret(t, "wrong")), SecretID: role.SecretID},
@@ -90,8 +97,9 @@ func TestRefusedLogins(t *testing.T) {
 		"missing secret id":            vault.AppRole{RoleID: role.RoleID, SecretID: nowhere},
 		"a mount that is none":         vault.AppRole{Mount: "elsewhere", RoleID: role.RoleID, SecretID: role.SecretID},
 		"a mount that leaves auth/":    vault.AppRole{Mount: "../sys", RoleID: role.RoleID, SecretID: role.SecretID},
-		"certificate of no role":       vault.Certificate{CertFile: s.path("client.pem"), KeyFile: s.path("client.key")},
+		"certificate of no role":       vault.Certificate{Role: "none", CertFile: s.path("client.pem"), KeyFile: s.path("client.key")},
 		"missing certificate":          vault.Certificate{CertFile: "/nowhere/cert", KeyFile: s.path("client.key")},
+		"client key open to the group": vault.Certificate{CertFile: s.path("client.pem"), KeyFile: loose},
 		"missing token file":           vault.TokenFile("/nowhere/token"),
 		"empty token file":             vault.TokenFile(writeSecret(t, "")),
 		"token with a space":           vault.TokenFile(writeSecret(t, "hvs.x y")),
