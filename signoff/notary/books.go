@@ -7,7 +7,6 @@ import (
 
 	"github.com/keyturn/keyturn/hsm/frost"
 	"github.com/keyturn/keyturn/signoff"
-	"github.com/keyturn/keyturn/signoff/dsse"
 )
 
 // signBooks is what the mail about one signature adds up to. It is a pure
@@ -66,7 +65,7 @@ func isCheat(err error) bool {
 
 // listDigest names a list of commitments.
 func listDigest(list []frost.Commitment) Digest {
-	return dsse.Sum("keyturn/frost-list/v1", encoded(list)...)
+	return signoff.FrostList(encoded(list))
 }
 
 // encoded is the commitments as they were offered.

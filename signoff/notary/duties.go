@@ -44,7 +44,7 @@ type duty struct {
 func (n *Notary) duties(ctx context.Context) error {
 	list := []duty{
 		{"joining", n.planJoining, true}, {"shares", n.planKeygen, true}, {"takeover", n.planTakeover, true}, {"erasing", n.planErase, true},
-		{"tick", n.planTick, false}, {"activation", n.planActivation, false}, {"warrant", n.planSign, false},
+		{"tick", n.planTick, false}, {"activation", n.planActivation, false}, {"warrant", n.planSign, false}, {"fault", n.planFaults, false},
 		{"release", n.planRelease, true}, {"epoch", n.planEpoch, false}, {"halt", n.planHalts, false},
 		{"moving", n.planMove, true}, {"forgetting", n.planForget, true},
 	}

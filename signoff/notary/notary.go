@@ -72,6 +72,7 @@ type Notary struct {
 
 	// The duties' own memory; only their goroutine touches it.
 	signing    map[Digest]*signSession
+	faults     map[culprit]*fault
 	burned     map[Digest]bool // payloads, of warrants in which this process has given a share
 	evidence   *api.Reader
 	offers     map[Digest]*offer // by node
@@ -106,7 +107,7 @@ func New(cfg Config) (*Notary, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Notary{cfg: cfg, id: fp, follower: f, store: st, signing: map[Digest]*signSession{}, burned: map[Digest]bool{}, enrols: map[Digest]*enrolSession{}, offers: map[Digest]*offer{}, cosignedBy: map[string][]byte{},
+	return &Notary{cfg: cfg, id: fp, follower: f, store: st, signing: map[Digest]*signSession{}, faults: map[culprit]*fault{}, burned: map[Digest]bool{}, enrols: map[Digest]*enrolSession{}, offers: map[Digest]*offer{}, cosignedBy: map[string][]byte{},
 		moving: moving{unfit: map[Digest]uint32{}}, halts: map[Digest]*signoff.Signed{}}, nil
 }
 

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -126,9 +125,8 @@ func (n *Notary) advance(ctx context.Context, s *signSession, signers map[Digest
 	for _, m := range msgs {
 		s.books.note(m, n.cfg.Charter, sha256.Sum256(s.payload), signers)
 	}
-	for _, cheat := range s.books.takeCheats() {
-		n.cfg.Log.Error("a notary cheated while signing", "notary", cheat.notary, "why", cheat.err, "proof", string(cheat.line),
-			"list", fmt.Sprintf("%x", encoded(cheat.list)))
+	for _, c := range s.books.takeCheats() {
+		n.blames(s, c)
 	}
 	if sig := s.books.signature; sig != nil {
 		// Every notary can hand the warrant in; they take turns, and whoever

@@ -82,8 +82,20 @@ func TestAttackDealerSendsWrongSubshare(t *testing.T) {
 	}
 }
 
-// onlyAbort is the one attempt that accusations ended, by a fold that begins now.
+// onlyAbort is the one attempt that accusations ended.
 func (w *world) onlyAbort() (abort authority.Abort) {
+	w.t.Helper()
+	w.folded(func(s *authority.State) {
+		if n := len(s.Aborts); n != 1 {
+			w.t.Fatalf("%d attempts ended by accusations, want 1", n)
+		}
+		abort = *s.Aborts[0]
+	})
+	return abort
+}
+
+// folded shows the final state, by a fold that begins now.
+func (w *world) folded(show func(*authority.State)) {
 	w.t.Helper()
 	note, err := w.Client.Checkpoint(w.t.Context(), true, w.size(), 20*time.Second)
 	w.must(err)
@@ -91,13 +103,9 @@ func (w *world) onlyAbort() (abort authority.Abort) {
 	_, err = f.Final(w.t.Context(), note)
 	w.must(err)
 	w.must(f.View(func(a *authority.Authority, _ proof.Checkpoint, _ []byte) error {
-		if n := len(a.State().Aborts); n != 1 {
-			w.t.Fatalf("%d attempts ended by accusations, want 1", n)
-		}
-		abort = *a.State().Aborts[0]
+		show(a.State())
 		return nil
 	}))
-	return abort
 }
 
 // One that deals a wrong sub-share and answers with the right one gets away with

@@ -3,11 +3,14 @@ package signofftest_test
 import (
 	"bytes"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,6 +19,7 @@ import (
 	"github.com/keyturn/keyturn/hsm/frost"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/authority"
+	"github.com/keyturn/keyturn/signoff/dsse"
 	"github.com/keyturn/keyturn/signoff/signofftest"
 )
 
@@ -87,26 +91,92 @@ func (l *liar) offer() []byte {
 	return b
 }
 
-// A notary that offers nonces and then posts wrong shares is named by the
-// others, with its message as the proof, and the warrant is signed without it.
+// A notary that offers nonces and then posts wrong shares is convicted by one
+// entry of the log, though it is the first whose turn it is to append that, and
+// the warrant is signed without it.
 func TestAttackWrongShare(t *testing.T) {
 	t.Parallel()
 	w := &world{signofftest.Keys(t, nil), t}
-	hostile := w.Notaries[3]
-	l := &liar{w: w, notary: hostile, index: 4, lists: map[signoff.Digest]bool{}}
+	hostile := w.Notaries[0]
+	l := &liar{w: w, notary: hostile, index: 1, lists: map[signoff.Digest]bool{}}
 	w.Host.Meddle = l.meddle
 	w.Found()
 	w.start(1, 2, 3, 4)
 	w.Wait("a group key", func(s *authority.State) bool { return s.Group != nil })
-	w.stop(4)
+	w.stop(1)
 	w.changePolicy("signed in spite of it")
-	w.eventually("a notary names the one that cheated", func() bool {
-		return w.Logged("cheated while signing", hostile.Doc.ID().String(), "proof=")
-	})
-	for i, n := range w.Notaries[:3] {
-		if w.Logged("cheated while signing", "notary="+n.Doc.ID().String()) {
-			t.Errorf("notary %d was named and is honest", i+1)
+	w.Wait("a conviction", func(s *authority.State) bool { return len(s.Convicts) > 0 })
+	w.changePolicy("and once more")
+
+	// A fold that begins now names the notary, and no other.
+	var c authority.Conviction
+	w.folded(func(s *authority.State) {
+		if len(s.Convicts) != 1 {
+			t.Fatalf("%d convictions, want 1", len(s.Convicts))
 		}
+		c = *s.Convicts[0]
+	})
+	if c.Notary != hostile.Doc.ID() || c.Term != 1 || c.Reason != authority.WrongShare || c.By == hostile.Doc.ID() {
+		t.Fatalf("%+v", c)
+	}
+	w.convictedByEntries(hostile, 1, c.Index)
+	for i, n := range w.Notaries[1:] {
+		if w.Logged("cheated while signing", "notary="+n.Doc.ID().String()) {
+			t.Errorf("notary %d was named and is honest", i+2)
+		}
+	}
+}
+
+// convictedByEntries is the reader that needs no fold and no notary: of the one
+// entry that shows the fault, the accused's signature, the two digests in what it
+// signed, and the equation of its share do, with the group that the commitments
+// of the key generation make.
+func (w *world) convictedByEntries(accused *signofftest.Notary, index uint16, at uint64) {
+	w.t.Helper()
+	lines, err := w.Client.Entries(w.t.Context(), 0, w.size())
+	w.must(err)
+	var f *signoff.SigningFault
+	round1s := make([]frost.Round1, len(w.Notaries))
+	for i, line := range lines {
+		s, err := signoff.ReadLine(line)
+		w.must(err)
+		switch d := s.Doc.(type) {
+		case *signoff.SigningFault:
+			if uint64(i) == at { // a slow host may have another, which is void
+				f = d
+			}
+		case *signoff.Commitment:
+			place := slices.IndexFunc(w.Notaries, func(n *signofftest.Notary) bool { return n.Doc.ID() == d.Notary })
+			round1s[place].Proof = [64]byte(d.Proof)
+			for _, p := range d.Commitments {
+				round1s[place].Commitments = append(round1s[place].Commitments, [32]byte(p))
+			}
+		}
+	}
+	if f == nil {
+		w.t.Fatalf("entry %d shows no fault", at)
+	}
+	ceremony, err := w.FirstCeremony()
+	w.must(err)
+	group, err := ceremony.Group(round1s)
+	w.must(err)
+
+	said, err := signoff.ReadLine([]byte(f.Message))
+	w.must(err)
+	key, err := accused.Doc.Signing.Public()
+	w.must(err)
+	w.must(said.Verify(key))
+	m := said.Doc.(*signoff.Signing)
+	if m.Payload != sha256.Sum256(f.Payload) || m.List != dsse.Sum("keyturn/frost-list/v1", f.List...) {
+		w.t.Fatal("the message is about another payload or list")
+	}
+	list := make([]frost.Commitment, len(f.List))
+	for i := range list {
+		w.must(list[i].UnmarshalBinary(f.List[i]))
+	}
+	err = frost.VerifyShare(group, index, [32]byte(m.Share), dsse.PAE(f.Payload), list)
+	if cheat := (*frost.CheatError)(nil); !errors.As(err, &cheat) || cheat.Step != "signature share" || !slices.Equal(cheat.IDs, []uint16{index}) {
+		w.t.Errorf("the share: %v", err)
 	}
 }
 
