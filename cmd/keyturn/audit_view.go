@@ -29,6 +29,7 @@ type auditView struct {
 	GroupKey    dsse.Digest    `json:"groupKey,omitempty"`
 	Requests    []auditRequest `json:"requests"`
 	Halts       []auditHalt    `json:"halts"`
+	Convicted   []convictView  `json:"convicted"`
 	Aborts      []auditAbort   `json:"aborts"`
 	Answered    []auditAnswer  `json:"answered"`
 	Waits       []string       `json:"waits"` // for whom the making of shares waits
@@ -142,6 +143,7 @@ func (x *audit) verified() (*auditView, error) {
 		}
 		slices.SortFunc(v.Requests, func(p, q auditRequest) int { return cmp.Compare(p.Index, q.Index) })
 		v.Halts = allHalts(s)
+		v.Convicted = allConvictions(s)
 		v.Aborts, v.Answered = accusations(s)
 		v.Waits = append([]string{}, sharesWait(s)...)
 		return nil
@@ -398,8 +400,11 @@ func (v *auditView) text(w writer) {
 	for i := range v.Requests {
 		v.Requests[i].text(w, v.GroupKey)
 	}
-	if len(v.Aborts)+len(v.Answered)+len(v.Waits)+len(v.Halts)+len(v.Voids) > 0 {
+	if len(v.Convicted)+len(v.Aborts)+len(v.Answered)+len(v.Waits)+len(v.Halts)+len(v.Voids) > 0 {
 		fmt.Fprintln(w)
+	}
+	for _, c := range v.Convicted {
+		c.text(w, "")
 	}
 	for _, a := range v.Aborts {
 		word := "aborted"

@@ -74,6 +74,7 @@ func (d *decision) run(ctx context.Context, name string) error {
 	for _, o := range plan.shuts {
 		d.Note("object %s, %q, stays shut after it: too few of those who then belong hold a share, and whoever sealed it counts no longer; if it is worth something, reject, and run keyturn weights redeal first", o.ID, o.Doc.Name)
 	}
+	staysText(d.Err, plan.convicted)
 	if err := d.Confirm(fmt.Sprintf("%s this request as %s?", capital(string(d.what)), d.conf.Name), string(d.what)); err != nil {
 		return err
 	}
@@ -103,6 +104,7 @@ type plan struct {
 	objects    []*authority.Object
 	recipients []recipient
 	shuts      []*authority.Object // that nobody could open after a change of people
+	convicted  []convictView       // who stays in office all the same; not signed
 }
 
 type recipient struct {
@@ -138,6 +140,7 @@ func (d *decision) plan(id dsse.Digest) (*plan, error) {
 		expiry := min(now.Add(d.life).Unix(), r.Doc.Expiry)
 		p.doc = &signoff.Approval{Charter: s.ID, Request: id, Person: me.ID, Decision: d.what, Rule: s.RuleDigest(rule), Reason: d.reason,
 			Created: now.Unix(), Expiry: expiry, Nonce: nonce(), Display: textDigest(p.text), Seen: d.seen}
+		p.convicted = viewRequest(s, r).Convicted
 		for _, o := range r.Doc.Objects() {
 			p.objects = append(p.objects, s.Objects[o])
 		}

@@ -32,6 +32,8 @@ type requestView struct {
 	Decisions []voteView  `json:"decisions"`
 	Missing   []string    `json:"missing"`
 	Text      string      `json:"text,omitempty"` // what approvers sign, on show only
+
+	Convicted []convictView `json:"convicted,omitempty"` // of an open change of notaries: who cheated and stays
 }
 
 type voteView struct {
@@ -59,6 +61,9 @@ func viewRequest(s *authority.State, r *authority.Request) requestView {
 	}
 	if v.State == "open" {
 		v.Missing = missingFor(s, r)
+	}
+	if r.Ended == "" && r.Doc.Notaries != nil {
+		v.Convicted = convictionsIn(s, r.Doc.Notaries.Council())
 	}
 	return v
 }
@@ -158,6 +163,7 @@ func showCmd(a *app) *cobra.Command {
 
 func showText(w writer, v requestView) {
 	fmt.Fprint(w, v.Text)
+	staysText(w, v.Convicted)
 	fmt.Fprintf(w, "\nstate        %s\n", strings.TrimSpace(v.State+" "+v.Ended))
 	if !v.Warrant.IsZero() {
 		fmt.Fprintf(w, "warrant      %s\n", v.Warrant)
@@ -182,6 +188,8 @@ type statusView struct {
 	Nodes    []nodeView  `json:"nodes"`
 	Halts    []haltView  `json:"halts"`
 	Waits    []string    `json:"waits"`
+
+	Convicted []convictView `json:"convicted"` // notaries in office
 }
 
 type nodeView struct {
@@ -241,7 +249,7 @@ func viewStatus(auth *authority.Authority, s *authority.State, now time.Time) st
 		v.Nodes = append(v.Nodes, viewNode(s, n))
 	}
 	slices.SortFunc(v.Nodes, func(x, y nodeView) int { return strings.Compare(x.Name, y.Name) })
-	v.Halts = standingHalts(s)
+	v.Halts, v.Convicted = standingHalts(s), convictionsIn(s, s.Council())
 	return v
 }
 
@@ -322,6 +330,9 @@ func statusText(w writer, v statusView) {
 	}
 	for _, h := range v.Halts {
 		fmt.Fprintf(w, "HALT         %s by %s: %s\n", h.Halt, h.By, h.Reason)
+	}
+	for _, c := range v.Convicted {
+		c.text(w, "")
 	}
 	for _, m := range v.Waits {
 		fmt.Fprintf(w, "waits for    %s\n", m)
