@@ -43,7 +43,7 @@ func (n *Notary) recall(ctx context.Context) error {
 	}
 	box := api.NewReader(api.TopicPositions)
 	answers := map[Digest]signoff.Seen{}
-	var reminders [][]byte
+	reminded := map[signoff.Seen]bool{} // of checkpoints, however often each is shown
 	asked := time.Time{}
 	for ctx.Err() == nil {
 		if err := n.catchUp(ctx); errors.Is(err, ErrFuse) {
@@ -72,12 +72,12 @@ func (n *Notary) recall(ctx context.Context) error {
 		// Answer others who restarted at the same time, or all would wait
 		// for each other.
 		n.replyAll(ctx, msgs)
-		reminders = append(reminders, n.reminders(msgs)...)
+		n.takeReminders(msgs, reminded)
 		enough, err := n.takeAnswers(msgs, nonce, answers)
 		// Each notary reminds before it answers. What is not on this log yet is
 		// when its answer is.
-		for _, note := range reminders {
-			if err := n.outdated(ctx, note); err != nil {
+		for cosigned := range reminded {
+			if err := n.outdated(ctx, cosigned); err != nil {
 				return err
 			}
 		}
@@ -114,40 +114,54 @@ func (n *Notary) catchUp(ctx context.Context) error {
 	if _, err = n.extends(n.store.position()); err != nil {
 		return err
 	}
-	return n.outdated(ctx, note)
+	if cosigned, ok := n.cosignedAt(note); ok {
+		return n.outdated(ctx, cosigned)
+	}
+	return nil
+}
+
+// cosignedAt returns the checkpoint of a note that has this notary's cosignature.
+func (n *Notary) cosignedAt(note []byte) (signoff.Seen, bool) {
+	c, err := proof.Unverified(note)
+	if err != nil || !n.cosigned(note) {
+		return signoff.Seen{}, false
+	}
+	return signoff.Seen{Size: c.Size, Root: Digest(c.Root)}, true
 }
 
 // outdated refuses the directory of a notary with a fuse, for good, if a checkpoint
-// of the log that was folded has this notary's cosignature and the directory is
+// that this notary cosigned is of the log that was folded and the directory is
 // from before it: what is cosigned is on disk first, so no crash leaves that.
-func (n *Notary) outdated(ctx context.Context, note []byte) error {
-	c, err := proof.Unverified(note)
-	if err != nil || !n.store.fused() || !n.cosigned(note) {
+func (n *Notary) outdated(ctx context.Context, cosigned signoff.Seen) error {
+	if !n.store.fused() {
 		return nil
 	}
 	known := n.store.position().Seen.Size
 	older := false
-	err = n.follower.View(func(a *authority.Authority, _ proof.Checkpoint, _ []byte) error {
-		root, ok := a.RootAt(c.Size)
-		older = ok && root == Digest(c.Root) && c.Size > known
+	err := n.follower.View(func(a *authority.Authority, _ proof.Checkpoint, _ []byte) error {
+		root, ok := a.RootAt(cosigned.Size)
+		older = ok && root == cosigned.Root && cosigned.Size > known
 		return nil
 	})
 	if err != nil || !older {
 		return err
 	}
 	return fmt.Errorf("notary: use %s: %w: it says that nothing above size %d was cosigned, and this notary's cosignature at %d was shown: this is a copy of an older state; %s",
-		n.cfg.Dir, errors.Join(ErrFuse, n.store.blow(ctx)), known, c.Size, replace)
+		n.cfg.Dir, errors.Join(ErrFuse, n.store.blow(ctx)), known, cosigned.Size, replace)
 }
 
-// reminders are those for this notary.
-func (n *Notary) reminders(msgs [][]byte) (notes [][]byte) {
+// takeReminders notes what others show this notary that it cosigned. Anybody can
+// show it, and the same again and again.
+func (n *Notary) takeReminders(msgs [][]byte, reminded map[signoff.Seen]bool) {
 	for _, m := range msgs {
 		var r reminder
-		if dsse.Decode(m, &r) == nil && r.Notary == n.id && n.cosigned([]byte(r.Cosigned)) {
-			notes = append(notes, []byte(r.Cosigned))
+		if dsse.Decode(m, &r) != nil || r.Notary != n.id {
+			continue
+		}
+		if cosigned, ok := n.cosignedAt([]byte(r.Cosigned)); ok {
+			reminded[cosigned] = true
 		}
 	}
-	return notes
 }
 
 // takeAnswers counts notaries whose position is on the log that was folded.
