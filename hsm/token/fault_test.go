@@ -62,7 +62,7 @@ func kill(t testing.TB, pid int, signal syscall.Signal) {
 	}
 }
 
-// load signs from 50 goroutines until stop is called, and counts outcomes.
+// load signs from 50 goroutines until end is called, and counts outcomes.
 type load struct {
 	done                chan struct{}
 	all                 sync.WaitGroup
@@ -95,9 +95,21 @@ func startLoad(k hsm.Key) *load {
 	return l
 }
 
-func (l *load) stop() {
+// await waits for 50 more of what is counted.
+func (l *load) await(t *testing.T, what string, counter *atomic.Int64) {
+	t.Helper()
+	before := counter.Load()
+	waitFor(t, what, func() bool { return counter.Load() > before+50 })
+}
+
+// end ends the load, of which each call must have ended in a signature or ErrGone.
+func (l *load) end(t *testing.T) {
+	t.Helper()
 	close(l.done)
 	l.all.Wait()
+	if l.other.Load() != 0 {
+		t.Errorf("%d calls ended in neither a signature nor ErrGone, the last in: %v", l.other.Load(), l.otherErr.Load())
+	}
 }
 
 // waitFor polls until ok or fails the test.
@@ -117,13 +129,11 @@ func TestFaultTokenPulledUnderLoad(t *testing.T) {
 	k := openKey(t, tok, "p256", nil)
 	l := startLoad(k)
 	for range 3 {
-		before := l.signed.Load()
-		waitFor(t, "signatures before the pull", func() bool { return l.signed.Load() > before+50 })
+		l.await(t, "signatures before the pull", &l.signed)
 		if err := os.Rename(s.dir, s.dir+".pulled"); err != nil {
 			t.Fatal(err)
 		}
-		gone := l.gone.Load()
-		waitFor(t, "refusals while it is gone", func() bool { return l.gone.Load() > gone+50 })
+		l.await(t, "refusals while it is gone", &l.gone)
 		if err := sign(k); !errors.Is(err, hsm.ErrGone) {
 			t.Errorf("signing without a token: %v, want ErrGone", err)
 		}
@@ -131,12 +141,8 @@ func TestFaultTokenPulledUnderLoad(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	before := l.signed.Load()
-	waitFor(t, "signatures after the token came back", func() bool { return l.signed.Load() > before+50 })
-	l.stop()
-	if l.other.Load() != 0 {
-		t.Errorf("%d calls ended in neither a signature nor ErrGone, the last in: %v", l.other.Load(), l.otherErr.Load())
-	}
+	l.await(t, "signatures after the token came back", &l.signed)
+	l.end(t)
 	if err := sign(k); err != nil {
 		t.Errorf("after the load: %v", err)
 	}
@@ -147,16 +153,11 @@ func TestFaultHelperKilledUnderLoad(t *testing.T) {
 	k := openKey(t, tok, "p256", nil)
 	l := startLoad(k)
 	for range 4 {
-		before := l.signed.Load()
-		waitFor(t, "signatures", func() bool { return l.signed.Load() > before+50 })
+		l.await(t, "signatures", &l.signed)
 		kill(t, theHelper(t), syscall.SIGKILL)
 	}
-	before := l.signed.Load()
-	waitFor(t, "signatures after the last kill", func() bool { return l.signed.Load() > before+50 })
-	l.stop()
-	if l.other.Load() != 0 {
-		t.Errorf("%d calls ended in neither a signature nor ErrGone, the last in: %v", l.other.Load(), l.otherErr.Load())
-	}
+	l.await(t, "signatures after the last kill", &l.signed)
+	l.end(t)
 	kill(t, theHelper(t), syscall.SIGKILL)
 	if err := sign(k); err != nil {
 		t.Errorf("the call after a kill: %v", err)

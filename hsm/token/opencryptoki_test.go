@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -53,6 +52,9 @@ func newOpenCryptoki(t *testing.T) *cryptoki {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to run opencryptoki in namespaces of its own")
 	}
+	if out, err := exec.Command("unshare", "--mount", "--ipc", "mount", "--make-rprivate", "/").CombinedOutput(); err != nil {
+		t.Skipf("needs the right to make mount and IPC namespaces: %v: %s", err, out)
+	}
 	c := &cryptoki{store: &store{t.TempDir(), token.Config{Module: openCryptoki}}}
 	holder := exec.Command("unshare", "--mount", "--ipc", "sh", "testdata/opencryptoki.sh", usr, helperPath)
 	var said bytes.Buffer
@@ -71,7 +73,7 @@ func newOpenCryptoki(t *testing.T) *cryptoki {
 	t.Cleanup(func() { in.Close(); holder.Wait() })
 	if line, _ := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
 		holder.Wait()
-		t.Skipf("needs the right to make mount and IPC namespaces: %s", said.String())
+		t.Fatalf("opencryptoki.sh: %s\n%s", holder.ProcessState, said.String())
 	}
 	proc := fmt.Sprintf("/proc/%d/ns/", holder.Process.Pid)
 	c.enter = fmt.Sprintf("nsenter --mount=%smnt --ipc=%sipc ", proc, proc)
@@ -184,28 +186,20 @@ func TestFaultSlotDaemonKilledUnderLoad(t *testing.T) {
 	generate(t, tok, "p256", hsm.KindP256)
 	k := openKey(t, tok, "p256", nil)
 	l := startLoad(k)
-	more := func(when string, counter *atomic.Int64) {
-		t.Helper()
-		before := counter.Load()
-		waitFor(t, when, func() bool { return counter.Load() > before+50 })
-	}
-	more("signatures", &l.signed)
+	l.await(t, "signatures", &l.signed)
 	c.stop()
-	more("signatures without the daemon", &l.signed)
+	l.await(t, "signatures without the daemon", &l.signed)
 	kill(t, theHelper(t), syscall.SIGKILL)
-	more("refusals without the daemon", &l.gone)
+	l.await(t, "refusals without the daemon", &l.gone)
 	if err := sign(k); !errors.Is(err, hsm.ErrGone) || !strings.Contains(err.Error(), "does the service run") {
 		t.Errorf("a new helper without the daemon: %v, want ErrGone that says so", err)
 	}
 	c.start(t)
-	more("signatures with the next daemon", &l.signed)
+	l.await(t, "signatures with the next daemon", &l.signed)
 	c.stop()
 	c.start(t)
-	more("signatures with the one after that", &l.signed)
-	l.stop()
-	if l.other.Load() != 0 {
-		t.Errorf("%d calls ended in neither a signature nor ErrGone, the last in: %v", l.other.Load(), l.otherErr.Load())
-	}
+	l.await(t, "signatures with the one after that", &l.signed)
+	l.end(t)
 	hsmtest.Stop(t, c.daemon)
 	c.cfg.Timeout = time.Second
 	if err := c.try(pin(cryptokiPIN)); !errors.Is(err, hsm.ErrTimeout) {
@@ -232,8 +226,7 @@ func TestFaultOneOfManyHelpersKilled(t *testing.T) {
 	all := func() {
 		t.Helper()
 		for _, l := range loads {
-			before := l.signed.Load()
-			waitFor(t, "signatures of each client", func() bool { return l.signed.Load() > before+50 })
+			l.await(t, "signatures of each client", &l.signed)
 		}
 	}
 	all()
@@ -251,11 +244,8 @@ func TestFaultOneOfManyHelpersKilled(t *testing.T) {
 		}
 	}
 	all()
-	for i, l := range loads {
-		l.stop()
-		if l.other.Load() != 0 {
-			t.Errorf("client %d: %d calls ended in neither a signature nor ErrGone, the last in: %v", i, l.other.Load(), l.otherErr.Load())
-		}
+	for _, l := range loads {
+		l.end(t)
 	}
 }
 
@@ -350,6 +340,39 @@ func TestFaultLockOutOpenCryptoki(t *testing.T) {
 		return nil, nil
 	}); !errors.Is(err, hsm.ErrLocked) {
 		t.Errorf("locked: %v, want ErrLocked", err)
+	}
+}
+
+// A token that was brought to its last try while the program runs is not tried
+// by the next helper: the right PIN would clear that, a wrong one lock it.
+func TestFaultFinalTryOnRestart(t *testing.T) {
+	c := newOpenCryptoki(t)
+	tok := c.open(t)
+	generate(t, tok, "p256", hsm.KindP256)
+	k, first := openKey(t, tok, "p256", nil), theHelper(t)
+	for range 2 {
+		if err := c.try(pin("00000000")); !errors.Is(err, hsm.ErrWrongPIN) {
+			t.Fatal(err)
+		}
+	}
+	if err := sign(k); err != nil {
+		t.Errorf("by the helper that is logged in: %v", err)
+	}
+	kill(t, first, syscall.SIGKILL)
+	for range 3 {
+		if err := sign(k); !errors.Is(err, hsm.ErrLocked) {
+			t.Errorf("by the next helper: %v, want ErrLocked", err)
+		}
+	}
+	if info := c.info(t); !info.PINFinalTry || info.PINLocked {
+		t.Errorf("the last try was used: the token says %+v", info)
+	}
+	c.cfg.Interactive = true
+	if err := c.try(pin(cryptokiPIN)); err != nil {
+		t.Fatal(err)
+	}
+	if err := sign(k); err != nil {
+		t.Errorf("after somebody gave the right PIN elsewhere: %v", err)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/hsm/hsmtest"
@@ -128,6 +129,42 @@ func TestFaultLockOutTPM2PKCS11(t *testing.T) {
 	forgive(t, e)
 	if err := s.try(pin(userPIN)); err != nil {
 		t.Errorf("the right PIN, unlocked: %v", err)
+	}
+}
+
+// The module of a TPM knows its keys without the TPM. It must be noticed all the
+// same that the TPM is gone, and that it is back.
+func TestFaultTPMPulledUnderLoad(t *testing.T) {
+	s, e := newTPMToken(t, "alice")
+	k := openKey(t, s.open(t, "alice"), "p256", nil)
+	l := startLoad(k)
+	for range 2 {
+		l.await(t, "signatures before the pull", &l.signed)
+		e.Kill()
+		l.await(t, "refusals while it is gone", &l.gone)
+		if err := sign(k); !errors.Is(err, hsm.ErrGone) {
+			t.Errorf("signing without a TPM: %v, want ErrGone", err)
+		}
+		e.Reset(t)
+	}
+	l.await(t, "signatures after the TPM came back", &l.signed)
+	l.end(t)
+}
+
+// A TPM that hangs costs a call its deadline. What the helper that was killed
+// over it left in the TPM, a resource manager would clear away, and here a reset.
+func TestFaultTPMStopped(t *testing.T) {
+	s, e := newTPMToken(t, "alice")
+	k := openKey(t, s.open(t, "alice"), "p256", nil)
+	hsmtest.Stop(t, e.Pid())
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if _, err := hsm.SignMessage(ctx, k, []byte("m")); !errors.Is(err, hsm.ErrTimeout) {
+		t.Errorf("a stopped TPM: %v, want ErrTimeout", err)
+	}
+	e.Reset(t)
+	if err := sign(k); err != nil {
+		t.Errorf("after a reset: %v", err)
 	}
 }
 

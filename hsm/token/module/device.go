@@ -164,7 +164,7 @@ func (d *device) login(fields [][]byte) ([]byte, error) {
 		return nil, err
 	}
 	if err := d.p.Login(d.base, pkcs11.CKU_USER, borrow(fields[0])); err != nil {
-		return nil, d.triesLeft(fmt.Errorf("log in: %w", err))
+		return nil, missing(d.triesLeft(fmt.Errorf("log in: %w", err)))
 	}
 	return nil, nil
 }

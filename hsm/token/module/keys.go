@@ -58,12 +58,25 @@ func (d *device) use(n name, do func(pkcs11.SessionHandle, pkcs11.ObjectHandle) 
 		return err
 	}
 	d.forget(n)
+	if silent := d.session(d.answers); silent != nil {
+		return silent
+	}
 	if another || stale(err) {
 		err = d.session(attempt)
 	} else if probe := d.session(func(s pkcs11.SessionHandle) error { _, e := d.handle(s, n); return e }); probe != nil {
 		err = probe
 	}
 	return err
+}
+
+// answers asks the token for a random byte: some modules know their keys without
+// it, and call all that they cannot do without it a general error.
+func (d *device) answers(s pkcs11.SessionHandle) error {
+	_, err := d.p.GenerateRandom(s, 1)
+	if err == nil || errors.Is(err, pkcs11.Error(pkcs11.CKR_RANDOM_NO_RNG)) || errors.Is(err, pkcs11.Error(pkcs11.CKR_FUNCTION_NOT_SUPPORTED)) {
+		return nil
+	}
+	return coded{wire.CodeLost, fmt.Errorf("the token does not answer: %w", err)}
 }
 
 func (d *device) forget(n name) {
