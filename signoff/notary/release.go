@@ -128,6 +128,9 @@ func (n *Notary) release(ctx context.Context, d dueRelease) error {
 // share opens this notary's share of an object with one operation of its token
 // and checks it against the object's commitments. Wipe it after use.
 func (n *Notary) share(ctx context.Context, o *authority.Object, index uint16) (*lockbox.Share, error) {
+	if err := n.store.hold(ctx); err != nil {
+		return nil, err
+	}
 	id, err := lockbox.TokenIdentity(n.cfg.Exchange)
 	if err != nil {
 		return nil, err

@@ -6,10 +6,13 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/hsm/file"
+	"github.com/keyturn/keyturn/hsm/frost"
+	"github.com/keyturn/keyturn/signoff/authority"
 )
 
 // A share's file opens for the notary, in the cluster and under the name that it
@@ -86,6 +89,19 @@ func TestFaultSealerGarbles(t *testing.T) {
 		}
 		if b, err := n.store.read("share-1.sealed"); b != nil || err != nil {
 			t.Errorf("%s: %d bytes were kept: %v", name, len(b), err)
+		}
+	}
+}
+
+// A copy that the fuse has not let pass opens no share, of the group key or of an
+// object.
+func TestAttackShareBeforeTheFuse(t *testing.T) {
+	n := &Notary{store: &store{dir: t.TempDir()}}
+	_, object := n.share(t.Context(), &authority.Object{}, 1)
+	group := n.withShare(t.Context(), &frost.Group{}, func(*frost.KeyShare) error { return nil })
+	for what, err := range map[string]error{"of an object": object, "of the group key": group} {
+		if err == nil || !strings.Contains(err.Error(), "the directory is not in use") {
+			t.Errorf("a share %s: %v", what, err)
 		}
 	}
 }
