@@ -518,6 +518,8 @@ func (g *grave) judge(c *signofftest.Cluster, key [32]byte, council []*signoffte
 			if warrants++; !ed25519.Verify(key[:], dsse.PAE(doc.Payload), doc.Sig) {
 				t.Error("a warrant's signature does not verify")
 			}
+		case *signoff.SigningFault:
+			t.Errorf("notary %s is shown as a cheat; all are honest", d.Accused)
 		}
 	}
 	c.State(func(_ *authority.Authority, s *authority.State) {
