@@ -8,7 +8,9 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/keyturn/keyturn/hsm"
@@ -47,6 +49,9 @@ func (n *Notary) sealAD(name string) []byte {
 // saveSealed seals a secret and sees it open before it is relied on: a notary that
 // agreed to a share that it cannot open is lost, and all of one maker at once.
 func (n *Notary) saveSealed(ctx context.Context, name string, secret []byte) error {
+	if err := n.knowsSealer(ctx); err != nil {
+		return fmt.Errorf("notary: seal %s: %w", name, err)
+	}
 	sealed, err := n.cfg.Sealer.Seal(ctx, secret, n.sealAD(name))
 	if err != nil {
 		return fmt.Errorf("notary: seal %s: %w", name, err)
@@ -57,6 +62,31 @@ func (n *Notary) saveSealed(ctx context.Context, name string, secret []byte) err
 		return fmt.Errorf("notary: seal %s: %s does not open what it sealed: %w", name, n.cfg.Sealer.Info().URI, errors.Join(hsm.ErrWrongIdentity, err))
 	}
 	return n.store.write(name, sealed)
+}
+
+// knowsSealer refuses a sealing key that opens nothing of what the directory has:
+// it has no public half to pin, and another token may answer to its name.
+func (n *Notary) knowsSealer(ctx context.Context) error {
+	files, err := os.ReadDir(n.store.dir)
+	if err != nil {
+		return err
+	}
+	var reasons []error
+	for _, f := range files {
+		if !strings.HasSuffix(f.Name(), sealedSuffix) {
+			continue
+		}
+		opened, err := n.loadSealed(ctx, f.Name())
+		clear(opened)
+		if err == nil {
+			return nil
+		}
+		reasons = append(reasons, err)
+	}
+	if len(reasons) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %s opens none of the files that it sealed: %w", hsm.ErrWrongIdentity, n.cfg.Sealer.Info().URI, errors.Join(reasons...))
 }
 
 // loadSealed returns nil if there is no such file.

@@ -93,6 +93,46 @@ func TestFaultSealerGarbles(t *testing.T) {
 	}
 }
 
+// Another token answers to the sealing key's name while the notary is down. It is
+// given nothing to seal, neither in the place of what there is nor beside it.
+func TestAttackSealerReplaced(t *testing.T) {
+	var sealers []hsm.Sealer
+	for range 2 {
+		uri := "file:" + filepath.Join(t.TempDir(), "seal.pem")
+		if _, err := file.Generate(uri, hsm.KindSeal); err != nil {
+			t.Fatal(err)
+		}
+		s, err := file.OpenSealer(uri)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sealers = append(sealers, s)
+	}
+	asked := false
+	impostor := faultySealer{sealers[1], func(s hsm.Sealer, plaintext, ad []byte) ([]byte, error) {
+		asked = true
+		return s.Seal(t.Context(), plaintext, ad)
+	}}
+	n := &Notary{cfg: Config{Charter: Digest{1}, Sealer: sealers[0]}, id: Digest{2}, store: &store{dir: t.TempDir()}}
+	if err := n.saveSealed(t.Context(), "share-1.sealed", []byte("a share")); err != nil {
+		t.Fatal(err)
+	}
+	n.cfg.Sealer = impostor
+	for _, name := range []string{"share-1.sealed", "share-2.sealed"} {
+		if err := n.saveSealed(t.Context(), name, []byte("the next share")); !errors.Is(err, hsm.ErrWrongIdentity) || asked {
+			t.Errorf("%s: %v, asked to seal: %t", name, err, asked)
+		}
+	}
+	// One file that is damaged, or another's, is no reason to stop.
+	n.cfg.Sealer = sealers[0]
+	if err := n.store.write("share-0.sealed", []byte("junk")); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.saveSealed(t.Context(), "share-2.sealed", []byte("the next share")); err != nil {
+		t.Error(err)
+	}
+}
+
 // A copy that the fuse has not let pass opens no share, of the group key or of an
 // object.
 func TestAttackShareBeforeTheFuse(t *testing.T) {
