@@ -216,7 +216,13 @@ func (c *Client) PutBlob(ctx context.Context, data []byte) (Digest, error) {
 
 // Blob fetches a blob and checks its hash.
 func (c *Client) Blob(ctx context.Context, digest Digest) ([]byte, error) {
-	b, err := c.read(ctx, http.MethodGet, "/v1/blobs/"+digest.Hex(), nil, nil, MaxBlob)
+	return c.BlobWithin(ctx, digest, MaxBlob)
+}
+
+// BlobWithin is Blob for one that somebody not known named: a longer one than limit
+// bytes is refused before it is in memory.
+func (c *Client) BlobWithin(ctx context.Context, digest Digest, limit int64) ([]byte, error) {
+	b, err := c.read(ctx, http.MethodGet, "/v1/blobs/"+digest.Hex(), nil, nil, limit)
 	var refused *Error
 	if errors.As(err, &refused) && refused.Status == http.StatusNotFound {
 		return nil, fmt.Errorf("api: blob %s: %w", digest, authority.ErrMissingBlob)

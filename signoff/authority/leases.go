@@ -34,14 +34,14 @@ type Presented struct {
 	Evidence attest.Evidence `json:"evidence"`
 }
 
-// maxPresented bounds the bytes of a Presented: about 2 kB, 4 kB with a fresh
+// MaxPresented bounds the bytes of a Presented: about 2 kB, 4 kB with a fresh
 // key. Its logs are blobs of their own.
-const maxPresented = 1 << 15
+const MaxPresented = 1 << 15
 
 // ParsePresented reads an evidence blob strictly.
 func ParsePresented(blob []byte) (*Presented, error) {
-	if len(blob) > maxPresented {
-		return nil, fmt.Errorf("authority: evidence of %d bytes, at most %d", len(blob), maxPresented)
+	if len(blob) > MaxPresented {
+		return nil, fmt.Errorf("authority: evidence of %d bytes, at most %d", len(blob), MaxPresented)
 	}
 	var p Presented
 	if err := dsse.Decode(blob, &p); err != nil {

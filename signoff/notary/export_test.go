@@ -18,6 +18,9 @@ import (
 // NewOffers lets tests read the evidence topic as an epoch's proposer does.
 func (n *Notary) NewOffers(ctx context.Context) ([]Digest, error) { return n.newOffers(ctx) }
 
+// Fetch lets tests look evidence up as an epoch's proposer does.
+func (n *Notary) Fetch(ctx context.Context, digests []Digest) [][]byte { return n.fetch(ctx, digests) }
+
 // ShareForms returns what the notary's share looks like in memory: as it is
 // sealed, and as it is computed with.
 func (n *Notary) ShareForms(ctx context.Context) (map[string]secrettest.Needle, error) {

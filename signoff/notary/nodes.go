@@ -221,8 +221,9 @@ func (n *Notary) weigh(ctx context.Context, digests []Digest) error {
 	})
 }
 
-// fetch looks blobs up; one that is not to be had is nil: the agent that meant it
-// sends again.
+// fetch looks evidence up; what is not to be had, or is longer than evidence is, is
+// nil: the agent that meant it sends again. Anybody names these blobs, and a batch of
+// them is in memory at once.
 func (n *Notary) fetch(ctx context.Context, digests []Digest) [][]byte {
 	blobs := make([][]byte, len(digests))
 	var next atomic.Int64
@@ -230,7 +231,7 @@ func (n *Notary) fetch(ctx context.Context, digests []Digest) [][]byte {
 	for range min(fetchers, len(digests)) {
 		wg.Go(func() {
 			for i := next.Add(1) - 1; i < int64(len(digests)); i = next.Add(1) - 1 {
-				if blob, err := n.cfg.Client.Blob(ctx, digests[i]); err == nil {
+				if blob, err := n.cfg.Client.BlobWithin(ctx, digests[i], authority.MaxPresented); err == nil {
 					blobs[i] = blob
 				}
 			}

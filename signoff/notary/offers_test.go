@@ -9,14 +9,14 @@ import (
 
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/api"
+	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/notary"
 	"github.com/keyturn/keyturn/signoff/signofftest"
 )
 
-// A fleet sends more evidence than one answer of the mailbox holds, and anyone
-// can send more still: an epoch's proposer reads to the end, each piece once,
-// and no more than it can look at.
-func TestAttackFloodOfEvidence(t *testing.T) {
+// idle is a notary that does nothing by itself.
+func idle(t *testing.T) (*signofftest.Cluster, *notary.Notary) {
+	t.Helper()
 	c := signofftest.Keys(t, nil)
 	c.Found()
 	first := c.Notaries[0]
@@ -25,6 +25,32 @@ func TestAttackFloodOfEvidence(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return c, n
+}
+
+// Anybody can put blobs and name them as evidence. A thousand of the largest, which
+// a batch would hold at once, are 8 GiB.
+func TestAttackEvidenceThatFillsMemory(t *testing.T) {
+	c, n := idle(t)
+	var named []signoff.Digest
+	for _, size := range []int{authority.MaxPresented, authority.MaxPresented + 1, api.MaxBlob} {
+		d, err := c.Client.PutBlob(t.Context(), make([]byte, size))
+		if err != nil {
+			t.Fatal(err)
+		}
+		named = append(named, d)
+	}
+	got := n.Fetch(t.Context(), named)
+	if len(got[0]) != authority.MaxPresented || got[1] != nil || got[2] != nil {
+		t.Fatalf("looked at %d, %d and %d bytes of evidence, which has at most %d", len(got[0]), len(got[1]), len(got[2]), authority.MaxPresented)
+	}
+}
+
+// A fleet sends more evidence than one answer of the mailbox holds, and anyone
+// can send more still: an epoch's proposer reads to the end, each piece once,
+// and no more than it can look at.
+func TestAttackFloodOfEvidence(t *testing.T) {
+	c, n := idle(t)
 	ctx := context.Background()
 	send := func(msg string) {
 		if err := c.Client.Send(ctx, api.TopicEvidence, []byte(msg)); err != nil {
