@@ -23,6 +23,7 @@ import (
 	"github.com/keyturn/keyturn/signoff/agent"
 	"github.com/keyturn/keyturn/signoff/api"
 	"github.com/keyturn/keyturn/signoff/authority"
+	"github.com/keyturn/keyturn/signoff/dsse"
 	"github.com/keyturn/keyturn/signoff/proof"
 	"github.com/keyturn/keyturn/signoff/signofftest"
 )
@@ -202,6 +203,85 @@ func TestAttackCoordinatorLiesAboutNodes(t *testing.T) {
 	}
 	lie.Store("")
 	m.leased()
+}
+
+// A coordinator lies about an epoch, breaks off, and tells the truth from then on. The
+// agent has verified all of it and must not go on with the lie that it heard first.
+func TestAttackCoordinatorTakesALieBack(t *testing.T) {
+	w := newWorld(t, slow, 1)
+	m := w.nodes[0]
+	m.start()
+	m.enrol()
+	m.leased()
+	epoch := w.finalEpoch()
+	m.stop()
+	cfg := m.config()
+	var lied, broke atomic.Bool
+	cfg.Endpoints = w.hostile(func(rw http.ResponseWriter, r *http.Request) bool {
+		switch {
+		case r.URL.Path == "/v1/void" && lied.CompareAndSwap(false, true):
+			fmt.Fprintf(rw, "[%d]", epoch)
+			return true
+		case r.URL.Path == "/v1/entries" && r.FormValue("from") != "0" && broke.CompareAndSwap(false, true):
+			http.Error(rw, "later", http.StatusServiceUnavailable)
+			return true
+		}
+		return false
+	})
+	m.startWith(cfg)
+	m.leased()
+	if !lied.Load() || !broke.Load() {
+		t.Fatal("no lie was told")
+	}
+}
+
+// finalEpoch is the index of an epoch in the final log.
+func (w *world) finalEpoch() (index uint64) {
+	w.t.Helper()
+	w.Wait("an epoch", func(s *authority.State) bool {
+		if s.Epoch != nil {
+			index = s.Epoch.Index
+		}
+		return s.Epoch != nil
+	})
+	w.until("a final epoch", func() bool { return noteSize(w.t, w.finalNote()) > index })
+	return index
+}
+
+// A hostile notary gets a challenge that no TPM opens in front of every other's. Those
+// are answered all the same.
+func TestAttackChallengesThatNoTPMOpens(t *testing.T) {
+	w := newWorld(t, slow, 1)
+	m, hostile := w.nodes[0], w.Notaries[0]
+	var sent atomic.Int64
+	cfg := m.config()
+	cfg.Endpoints = w.hostile(func(rw http.ResponseWriter, r *http.Request) bool {
+		topic, ok := strings.CutPrefix(r.URL.Path, "/v1/mail/")
+		name, enrols := strings.CutPrefix(topic, "enrol-")
+		if !ok || !enrols || r.Method != http.MethodGet {
+			return false
+		}
+		request, err := dsse.ParseDigest("sha256:" + name)
+		after, err2 := strconv.ParseUint(r.FormValue("after"), 10, 64)
+		mail, err3 := w.Client.Receive(r.Context(), topic, after, 0)
+		c, err4 := signoff.Sign(r.Context(), hostile.Signing, &signoff.Challenge{Charter: w.ID, Notary: hostile.Doc.ID(), Request: request, Credential: []byte("junk"), Secret: []byte("junk")})
+		if errors.Join(err, err2, err3, err4) != nil || len(mail.Messages) == 0 {
+			return false // the sum below tells
+		}
+		mail.Messages = slices.Insert(mail.Messages, 0, api.Message{Number: after + 1, Body: c.Line()})
+		b, err := dsse.Encode(mail)
+		if err != nil {
+			return false
+		}
+		rw.Write(b)
+		sent.Add(1)
+		return true
+	})
+	m.startWith(cfg)
+	m.enrol()
+	if sent.Load() == 0 {
+		t.Fatal("no bad challenge was sent")
+	}
 }
 
 // listed waits until the agent's lease lists the warrant.

@@ -54,7 +54,8 @@ func (a *Agent) openEnrolments() []Digest {
 }
 
 // answerAll answers what came. A message that is no challenge of a notary for
-// this request is passed over: anyone can write into the mailbox.
+// this request is passed over: anyone can write into the mailbox. So is one that the
+// TPM does not open: a hostile notary's must not keep the others' from an answer.
 func (a *Agent) answerAll(ctx context.Context, request Digest, box *api.Reader) error {
 	msgs, err := box.Receive(ctx, a.client(), 0)
 	if err != nil {
@@ -67,7 +68,8 @@ func (a *Agent) answerAll(ctx context.Context, request Digest, box *api.Reader) 
 		}
 		secret, err := a.identity.Activate(ctx, c.Credential, c.Secret)
 		if err != nil {
-			return err
+			a.cfg.Log.Warn("cannot open a challenge", "request", request, "notary", c.Notary, "err", err)
+			continue
 		}
 		answer, err := dsse.Encode(signoff.Answer{Request: request, Notary: c.Notary, Secret: secret[:]})
 		if err != nil {

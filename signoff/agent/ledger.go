@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"sync"
 	"time"
@@ -56,15 +57,14 @@ func (l *ledger) Entries(ctx context.Context, from, to uint64) ([][]byte, error)
 	return l.client().Entries(ctx, from, to)
 }
 
-// Void implements follow.Witness. What is asked from the beginning is asked anew.
+// Void implements follow.Witness. What is asked again is told anew: an answer that
+// led nowhere, whether it was a lie or the way was cut, leaves nothing behind.
 func (l *ledger) Void(ctx context.Context, from, to uint64) ([]uint64, error) {
 	indexes, err := l.client().Void(ctx, from, to)
 	if err != nil {
 		return nil, err
 	}
-	if from == 0 {
-		clear(l.void)
-	}
+	maps.DeleteFunc(l.void, func(i uint64, _ bool) bool { return i >= from })
 	for _, i := range indexes {
 		l.void[i] = true
 	}
