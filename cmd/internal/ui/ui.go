@@ -26,6 +26,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"golang.org/x/term"
 
@@ -179,17 +180,19 @@ func (p *Printer) Report(program string, err error) int {
 	return ExitRefused
 }
 
-// oneLine keeps hostile text from drawing on the screen.
+// oneLine keeps hostile text, a coordinator's say, from drawing on the screen: with
+// control characters of ASCII or of Latin-1, which begin escapes too, and with those
+// that turn the direction of text.
 func oneLine(s string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
 		case r == '\n' || r == '\t':
 			return ' '
-		case r < ' ' || r == 0x7f:
+		case !unicode.IsPrint(r):
 			return '?'
 		}
 		return r
-	}, s)
+	}, strings.ToValidUTF8(s, "?"))
 }
 
 // Progress returns a function to call with bytes done and total. It draws a

@@ -1,6 +1,7 @@
 package ui
 
 import (
+	"errors"
 	"math"
 	"strings"
 	"testing"
@@ -38,5 +39,15 @@ func TestParseBytes(t *testing.T) {
 		if got, err := ParseBytes(text); err == nil {
 			t.Errorf("%q is taken as %d", text, got)
 		}
+	}
+}
+
+// The text of an error may be a coordinator's.
+func TestAttackErrorThatDraws(t *testing.T) {
+	var out strings.Builder
+	p := &Printer{Err: &out}
+	p.Report("keyturn", WithHint(errors.New("no\x1b[2J\r\u009b2J\u202eABC\u2066\u200b\x80\nkeyturn: done"), "do\u009b1A"))
+	if want := "keyturn: no?[2J??2J?ABC??? keyturn: done\nhint: do?1A\n"; out.String() != want {
+		t.Errorf("%q, want %q", out.String(), want)
 	}
 }
