@@ -220,6 +220,12 @@ func (h *Halt) Covers(request, node Digest) bool {
 	return h.Everything || (!h.Request.IsZero() && h.Request == request) || (!h.Node.IsZero() && h.Node == node)
 }
 
+// Like reports whether o has a scope of the same kind: everything, one request or
+// one node.
+func (h *Halt) Like(o *Halt) bool {
+	return h.Everything == o.Everything && h.Request.IsZero() == o.Request.IsZero() && h.Node.IsZero() == o.Node.IsZero()
+}
+
 // Validate checks the form of a halt.
 func (h *Halt) Validate() error {
 	if h.Person.IsZero() || h.Created <= 0 || len(h.Nonce) != 16 {

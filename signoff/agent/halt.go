@@ -13,10 +13,6 @@ import (
 	"github.com/keyturn/keyturn/signoff/authority"
 )
 
-// maxHalts bounds the halts kept that are not in the log. Each was signed by a
-// person who may halt.
-const maxHalts = 1024
-
 // Halt obeys one halt, whichever way it came: a bundle line. It is refused if
 // the fold would refuse it, which includes one that is in the log already:
 // there the log says whether it stands.
@@ -37,14 +33,27 @@ func (a *Agent) Halt(line []byte) (Digest, error) {
 	if _, known := a.halts[id]; known {
 		return id, nil
 	}
-	if len(a.halts) >= maxHalts {
-		return id, fmt.Errorf("agent: %d halts stand that are not in the log; see why they do not get there", maxHalts)
+	if n := a.toldLike(doc.Doc.(*signoff.Halt)); n >= signoff.MaxResumeHalts {
+		return id, fmt.Errorf("agent: %w: %d of the same kind stand that are not in the log; see why they do not get there", authority.ErrEnoughHalts, n)
 	}
 	// It counts from here on, whatever the disk says.
 	a.halts[id] = doc
 	a.cfg.Log.Warn("halt", "halt", id, "reason", doc.Doc.(*signoff.Halt).Reason)
 	a.announce()
 	return id, a.store.write(haltFile(id), doc.Line())
+}
+
+// toldLike counts the halts kept that are not in the log, of the same person and kind
+// of scope. Each person has a bound of their own, which is the log's: nobody's halts
+// crowd out another's. The caller holds mu.
+func (a *Agent) toldLike(h *signoff.Halt) int {
+	n := 0
+	for _, doc := range a.halts {
+		if x, ok := doc.Doc.(*signoff.Halt); ok && x.Person == h.Person && x.Like(h) {
+			n++
+		}
+	}
+	return n
 }
 
 func haltFile(id Digest) string { return filepath.Join(haltsDir, id.Hex()) }
@@ -80,12 +89,12 @@ func (a *Agent) loadHalts() error {
 }
 
 // dropLogged forgets halts that the final log has: from then on it alone says
-// whether they stand. The caller holds mu.
+// whether they stand. One for which the log has no room yet stands. The caller holds mu.
 func (a *Agent) dropLogged(s *authority.State) {
 	for id, doc := range a.halts {
 		_, logged := s.Halts[id]
 		why := a.judgeHalt(doc)
-		if !logged && why == nil {
+		if !logged && (why == nil || errors.Is(why, authority.ErrEnoughHalts)) {
 			continue
 		}
 		if !logged {

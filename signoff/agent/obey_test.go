@@ -121,6 +121,26 @@ func TestHaltByHandAndReplays(t *testing.T) {
 	wantErr(t, m.run(t.Context(), warrant, w.probe).end(), "halt "+second.Digest().String())
 }
 
+// A hostile approver tells an agent halts of nothing, while a hostile coordinator lets
+// none into the log. The halt that another person carries to the node is obeyed.
+func TestAttackHaltsCrowdOutAnother(t *testing.T) {
+	w, m, c := single(t, slow)
+	c.cut()
+	var refused error
+	for i := range 1100 {
+		h := w.Sign("alice", &signoff.Halt{Charter: w.ID, Person: w.People["alice"].Doc.ID(), Request: signoff.Digest{1, byte(i), byte(i >> 8)}, Reason: "a test", Created: time.Now().Unix(), Nonce: signofftest.Nonce()})
+		if err := m.client.Halt(t.Context(), h.Line()); err != nil {
+			refused = err
+		}
+	}
+	wantErr(t, refused, "no more halts of this person are taken")
+	genuine := w.halt("dave")
+	w.must(m.client.Halt(t.Context(), genuine.Line()))
+	if !slices.ContainsFunc(m.status().Halts, func(h agent.HaltStatus) bool { return h.Halt == genuine.Digest() }) {
+		t.Fatal("dave's halt does not stand")
+	}
+}
+
 // A halt that is not in the log yet is there again after a restart without a
 // network.
 func TestHaltSurvivesRestart(t *testing.T) {

@@ -324,6 +324,24 @@ func TestAttackReplayedHaltAndResume(t *testing.T) {
 	l.voids(l.resume("dave", h), "not a standing halt")
 }
 
+// One hostile approver halts without end. One resume lifts all that count, and
+// neither another person's halt nor a wider one of the same is kept out.
+func TestAttackHaltsWithoutEnd(t *testing.T) {
+	l := ready(t)
+	var stand []Digest
+	for i := range signoff.MaxResumeHalts {
+		stand = append(stand, l.takes(l.halts("alice", func(h *signoff.Halt) { h.Request = Digest{byte(i + 1)} })))
+	}
+	l.voids(l.halts("alice", func(h *signoff.Halt) { h.Request = Digest{100} }), "no more halts of this person are taken")
+	l.takes(l.halts("bob", func(h *signoff.Halt) { h.Request = Digest{100} }))
+	l.takes(l.halts("alice", func(h *signoff.Halt) { h.Node = Digest{100} }))
+	l.takes(l.halts("alice", everything))
+	r := l.takes(l.resume("dave", stand...))
+	l.approves(r, "bob", "carol", "erin")
+	l.takes(l.warrant(r))
+	l.takes(l.halts("alice", func(h *signoff.Halt) { h.Request = Digest{100} }))
+}
+
 // Two resumes of one halt: the second finds nothing to lift, and the notaries
 // are not asked to sign what the fold would refuse.
 func TestAttackResumeTwice(t *testing.T) {

@@ -299,8 +299,31 @@ func (d decision) halt(h *signoff.Halt) ([]change, error) {
 	if !res.Satisfied {
 		return nil, fmt.Errorf("this person may not halt: %v", res.Missing)
 	}
+	if err := d.state.fewHalts(h); err != nil {
+		return nil, err
+	}
 	r := &Halt{ID: d.id, Doc: h, Index: d.index}
 	return []change{putHalt(r)}, nil
+}
+
+// ErrEnoughHalts means that as many halts of one person and one kind of scope stand
+// as a resume can lift.
+var ErrEnoughHalts = errors.New("no more halts of this person are taken")
+
+// fewHalts keeps one person from stopping everybody for good: people could sign
+// resumes without end and lift fewer halts than come. Whoever has stopped so many
+// requests, or nodes, can stop everything; whoever has stopped everything has.
+func (s *State) fewHalts(h *signoff.Halt) error {
+	n := 0
+	for _, x := range s.Halts {
+		if x.Lifted.IsZero() && x.Doc.Person == h.Person && x.Doc.Like(h) {
+			n++
+		}
+	}
+	if n >= signoff.MaxResumeHalts {
+		return fmt.Errorf("%w: %d of the same kind stand; halt everything instead, if that is not it, or have some lifted", ErrEnoughHalts, n)
+	}
+	return nil
 }
 
 func putHalt(r *Halt) change {
