@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 )
 
 // disk writes files so that a power cut leaves each either whole or absent.
@@ -20,6 +21,15 @@ type disk struct {
 	// fault, in tests, runs before and after each effect and stands for a
 	// crash or a refusal of the system there.
 	fault func(op, path string) error
+}
+
+// Free is how many bytes are left on the archive's disk.
+func (a *Archive) Free() (uint64, error) {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(a.disk.root, &st); err != nil {
+		return 0, fmt.Errorf("log: look at the free space of %s: %w", a.disk.root, err)
+	}
+	return st.Bavail * uint64(st.Bsize), nil
 }
 
 // A file is to be created at path, relative to the root.

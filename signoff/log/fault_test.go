@@ -322,6 +322,41 @@ func TestAttackTruncated(t *testing.T) {
 	}
 }
 
+// Somebody hands over a stick. What is in the place of its files, a pipe, a device or
+// a file of a terabyte, holds nobody up and fills no memory.
+func TestAttackCarriedDirectory(t *testing.T) {
+	for name, put := range map[string]func(path string) error{
+		"pipe":   func(path string) error { return syscall.Mkfifo(path, 0o644) },
+		"device": func(path string) error { return os.Symlink("/dev/zero", path) },
+		"huge": func(path string) error {
+			return errors.Join(os.WriteFile(path, nil, 0o644), os.Truncate(path, 1<<40))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := build(t, 300)
+			blobs, err := filepath.Glob(filepath.Join(dir, "blob", "*", "*"))
+			if err != nil || len(blobs) == 0 {
+				t.Fatal(len(blobs), err)
+			}
+			for _, path := range []string{blobs[0], filepath.Join(dir, checkpointPath), filepath.Join(dir, TilePath(0, 0, tileWidth)), filepath.Join(dir, BundlePath(1, 44))} {
+				good, err := os.ReadFile(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := errors.Join(os.Remove(path), put(path)); err != nil {
+					t.Fatal(err)
+				}
+				if err := verifies(dir); !errors.Is(err, ErrCorrupt) {
+					t.Errorf("%s: %v", path, err)
+				}
+				if err := errors.Join(os.Remove(path), os.WriteFile(path, good, 0o644)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 func TestAttackMissingBundle(t *testing.T) {
 	dir := build(t, 600)
 	if err := os.Remove(filepath.Join(dir, BundlePath(0, tileWidth))); err != nil {

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"golang.org/x/mod/sumdb/tlog"
 )
@@ -238,10 +240,25 @@ func readTile(root string, level int, n uint64, width int) ([]byte, error) {
 	return data, nil
 }
 
+// read reads a regular file of at most MaxBlob bytes, which is more than any other
+// file here has. The directory may be a stick that somebody handed over: a device, a
+// pipe or a file without end in it must not hold up whoever reads.
 func read(root, path string) ([]byte, error) {
-	data, err := os.ReadFile(filepath.Join(root, path))
+	f, err := os.OpenFile(filepath.Join(root, path), os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("log: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("log: %w", err)
+	}
+	if !info.Mode().IsRegular() || info.Size() > MaxBlob {
+		return nil, fmt.Errorf("log: %s is not a file of at most %d bytes: %w", path, MaxBlob, ErrCorrupt)
+	}
+	data := make([]byte, info.Size())
+	if _, err := io.ReadFull(f, data); err != nil {
+		return nil, fmt.Errorf("log: read %s: %w", path, err)
 	}
 	return data, nil
 }
