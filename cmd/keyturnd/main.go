@@ -157,7 +157,7 @@ func (s *server) serve(ctx context.Context, co *coordinator.Coordinator, conf *c
 	if err != nil {
 		return err
 	}
-	srv := &http.Server{Handler: co.Handler(), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 2 * time.Minute,
+	srv := &http.Server{Handler: co.Handler(), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, WriteTimeout: 4 * time.Minute, IdleTimeout: 2 * time.Minute,
 		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug)}
 	done := make(chan error, 1)
 	go func() {

@@ -8,7 +8,7 @@
 // names in certificates play no part.
 //
 //	GET  /v1/checkpoint?final=1&size=N&wait=S   a signed note; with final=1 the newest cosigned by a quorum
-//	GET  /v1/entries?from=A&to=B                entries [A, B), one bundle a line
+//	GET  /v1/entries?from=A&to=B                entries [A, B), or fewer from A on, one bundle a line
 //	POST /v1/entries                            one bundle line; answers Appended
 //	PUT  /v1/blobs                              any bytes; answers their digest
 //	GET  /v1/blobs/<64 hex>                     the bytes
@@ -37,6 +37,7 @@ const (
 	MaxBlob    = 8 << 20  // a quote with its event log and IMA list
 	MaxMessage = 64 << 10 // one message of the mailbox
 	MaxBatch   = 4096     // entries in one answer
+	MaxAnswer  = 8 << 20  // bytes of entries after which an answer ends: as many as there may be would take 256 MiB
 	MaxWait    = 30 * time.Second
 )
 

@@ -153,7 +153,8 @@ func (c *Client) Checkpoint(ctx context.Context, final bool, size uint64, wait t
 	return c.read(ctx, http.MethodGet, "/v1/checkpoint?"+q.Encode(), nil, nil, MaxMessage)
 }
 
-// Entries returns entries [from, to), or fewer.
+// Entries returns entries [from, to), or fewer: no more than MaxBatch, and none after
+// MaxAnswer bytes, however much is sent.
 func (c *Client) Entries(ctx context.Context, from, to uint64) ([][]byte, error) {
 	resp, err := c.do(ctx, http.MethodGet, fmt.Sprintf("/v1/entries?from=%d&to=%d", from, to), nil, nil)
 	if err != nil {
@@ -163,7 +164,7 @@ func (c *Client) Entries(ctx context.Context, from, to uint64) ([][]byte, error)
 	var out [][]byte
 	lines := bufio.NewScanner(resp.Body)
 	lines.Buffer(nil, dsse.MaxLine+2)
-	for lines.Scan() {
+	for size := 0; size < MaxAnswer && lines.Scan(); size += len(lines.Bytes()) {
 		if len(out) == MaxBatch {
 			return nil, fmt.Errorf("api: more than %d entries in one answer", MaxBatch)
 		}

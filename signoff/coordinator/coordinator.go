@@ -66,6 +66,7 @@ type Coordinator struct {
 	cfg  Config
 	mail *mail
 	wake chan struct{}
+	free func() (uint64, error) // bytes that the archive's disk has left
 
 	mu       sync.Mutex
 	auth     *authority.Authority // folded up to the archive's size
@@ -79,7 +80,7 @@ type Coordinator struct {
 // New brings archive and order together and refuses to start if one of them
 // went back or was rewritten.
 func New(ctx context.Context, cfg Config) (*Coordinator, error) {
-	c := &Coordinator{cfg: cfg, mail: newMail(), wake: make(chan struct{}, 1),
+	c := &Coordinator{cfg: cfg, mail: newMail(), wake: make(chan struct{}, 1), free: cfg.Archive.Free,
 		outcomes: map[uint64]error{}, changed: make(chan struct{})}
 	if err := c.reconcile(ctx); err != nil {
 		return nil, err

@@ -154,16 +154,21 @@ func (c *Coordinator) getEntries(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	to = min(to, from+api.MaxBatch, c.cfg.Archive.Size())
-	if from >= to {
-		return
-	}
-	lines, err := c.cfg.Archive.Leaves(r.Context(), from, to)
-	if err != nil {
-		refuse(w, http.StatusInternalServerError, "", err)
-		return
-	}
-	for _, l := range lines {
-		w.Write(append(l[:len(l):len(l)], '\n'))
+	for sent := 0; from < to && sent < api.MaxAnswer; from += batch {
+		lines, err := c.cfg.Archive.Leaves(r.Context(), from, min(to, from+batch))
+		if err != nil {
+			if sent == 0 {
+				refuse(w, http.StatusInternalServerError, "", err)
+			}
+			return // what was sent is right, and whoever wants more asks again
+		}
+		for _, l := range lines {
+			if sent >= api.MaxAnswer {
+				return
+			}
+			w.Write(append(l[:len(l):len(l)], '\n'))
+			sent += len(l)
+		}
 	}
 }
 
@@ -253,7 +258,16 @@ func (c *Coordinator) folded(ctx context.Context, index uint64) (error, error) {
 	}
 }
 
+// spare is what blobs leave free on the disk, in bytes: they are put by strangers, and
+// entries must have room when theirs have none. The order, on the same disk, stops
+// below half of it.
+const spare = 512 << 20
+
 func (c *Coordinator) putBlob(w http.ResponseWriter, r *http.Request) {
+	if free, err := c.free(); err != nil || free < spare {
+		refuse(w, http.StatusInsufficientStorage, "make room on the coordinator's disk", errors.Join(err, fmt.Errorf("%d MiB are free, blobs leave %d", free>>20, spare>>20)))
+		return
+	}
 	data, ok := body(w, r, api.MaxBlob)
 	if !ok {
 		return

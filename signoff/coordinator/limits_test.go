@@ -1,0 +1,85 @@
+package coordinator
+
+import (
+	"bytes"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/keyturn/keyturn/signoff/api"
+	"github.com/keyturn/keyturn/signoff/log"
+)
+
+func served(t *testing.T) *Coordinator {
+	t.Helper()
+	archive, err := log.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { archive.Close() })
+	return &Coordinator{cfg: Config{Archive: archive}, free: archive.Free, wake: make(chan struct{}, 1)}
+}
+
+func ask(c *Coordinator, method, path, body string) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	c.Handler().ServeHTTP(w, httptest.NewRequest(method, path, strings.NewReader(body)))
+	return w
+}
+
+// A stranger asks for as many entries at once as there may be, of the largest. An
+// answer ends after MaxAnswer bytes, and asking on gets the rest.
+func TestAttackEntriesThatFillMemory(t *testing.T) {
+	c := served(t)
+	leaf := bytes.Repeat([]byte("x"), log.MaxLeaf)
+	const n = 300
+	var leaves [][]byte
+	for i := range n {
+		leaves = append(leaves, bytes.Clone(leaf))
+		copy(leaves[i], []byte{'a' + byte(i%26), 'a' + byte(i/26)})
+	}
+	if err := c.cfg.Archive.Append(leaves); err != nil {
+		t.Fatal(err)
+	}
+	got, answers := 0, 0
+	for ; got < n; answers++ {
+		body := ask(c, http.MethodGet, "/v1/entries?from="+strconv.Itoa(got)+"&to=300", "").Body.Bytes()
+		if len(body) > api.MaxAnswer+log.MaxLeaf+api.MaxBatch {
+			t.Fatalf("an answer of %d bytes", len(body))
+		}
+		lines := bytes.Count(body, []byte("\n"))
+		if lines == 0 {
+			t.Fatalf("no entry from %d on", got)
+		}
+		if first := body[:2]; first[0] != 'a'+byte(got%26) || first[1] != 'a'+byte(got/26) {
+			t.Fatalf("entry %d begins with %q", got, first)
+		}
+		got += lines
+	}
+	if answers != 3 {
+		t.Fatalf("%d entries of %d bytes in %d answers", n, len(leaf), answers)
+	}
+}
+
+// Strangers fill the disk with blobs, and the log goes on in what they leave.
+func TestAttackBlobsThatFillTheDisk(t *testing.T) {
+	c := served(t)
+	left := uint64(spare)
+	c.free = func() (uint64, error) { return left, nil }
+	if w := ask(c, http.MethodPut, "/v1/blobs", "one"); w.Code != http.StatusOK {
+		t.Fatalf("%d: %s", w.Code, w.Body)
+	}
+	left--
+	if w := ask(c, http.MethodPut, "/v1/blobs", "two"); w.Code != http.StatusInsufficientStorage {
+		t.Fatalf("a blob on a full disk: %d: %s", w.Code, w.Body)
+	}
+	c.free = func() (uint64, error) { return spare, errors.New("no answer") }
+	if w := ask(c, http.MethodPut, "/v1/blobs", "two"); w.Code != http.StatusInsufficientStorage {
+		t.Fatalf("a blob on a disk that does not answer: %d: %s", w.Code, w.Body)
+	}
+	if err := c.cfg.Archive.Append([][]byte{[]byte("entry")}); err != nil {
+		t.Fatal(err)
+	}
+}
