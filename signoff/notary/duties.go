@@ -96,6 +96,37 @@ const (
 	tickWoken = 2
 )
 
+// wakeBurst is how many rounds of ticks anybody can have by waking notaries that have
+// nothing to do; after that it is one in tickEvery seconds, as when they have. Each is
+// q entries, for ever.
+const wakeBurst = 500
+
+// wakes counts rounds that began because somebody asked. Its zero value is full.
+type wakes struct {
+	round uint64 // granted last
+	left  int
+	since time.Time // up to when it was filled; zero before the first
+}
+
+// take reports whether the round may begin because somebody asked.
+func (w *wakes) take(round uint64, now time.Time) bool {
+	if w.since.IsZero() {
+		w.left, w.since = wakeBurst, now
+	}
+	const every = tickEvery * time.Second
+	if n := now.Sub(w.since) / every; n > 0 {
+		w.left, w.since = int(min(wakeBurst, time.Duration(w.left)+n)), w.since.Add(n*every)
+	}
+	switch {
+	case round == w.round:
+		return true // it was said, and is not in the log yet
+	case w.left == 0:
+		return false
+	}
+	w.round, w.left = round, w.left-1
+	return true
+}
+
 func (n *Notary) planTick(l look) (func(context.Context) error, error) {
 	s := l.state
 	if _, done := s.Ticks.Times[n.id]; done {
@@ -127,7 +158,7 @@ func (n *Notary) tickDue(l look) bool {
 	case begun:
 		return turn || l.now.Sub(n.tickSince) > time.Second
 	}
-	return turn && ((l.woken && age >= tickWoken) || (busy(s) && age >= tickEvery))
+	return turn && (busy(s) && age >= tickEvery || l.woken && age >= tickWoken && n.wakes.take(s.Ticks.Round, l.now))
 }
 
 // busy reports whether something waits for time: nodes, open requests, a

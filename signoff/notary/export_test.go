@@ -18,6 +18,15 @@ import (
 // NewOffers lets tests read the evidence topic as an epoch's proposer does.
 func (n *Notary) NewOffers(ctx context.Context) ([]Digest, error) { return n.newOffers(ctx) }
 
+// A Wakes is what bounds ticks that anybody asks for.
+type Wakes struct{ wakes }
+
+// Take asks for a round.
+func (w *Wakes) Take(round uint64, now time.Time) bool { return w.take(round, now) }
+
+// WakeBurst is how many there are at once.
+const WakeBurst = wakeBurst
+
 // Fetch lets tests look evidence up as an epoch's proposer does.
 func (n *Notary) Fetch(ctx context.Context, digests []Digest) [][]byte { return n.fetch(ctx, digests) }
 

@@ -78,6 +78,7 @@ type Notary struct {
 	offers     map[Digest]*offer // by node
 	epochSeen  uint64
 	epochSince int64
+	wakes      wakes
 	tickRound  uint64
 	tickSince  time.Time // when a tick of this round was seen first
 	waiting    longWait
