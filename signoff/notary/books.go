@@ -22,7 +22,8 @@ type signBooks struct {
 	sessions  map[Digest]*frost.Session // by list of commitments, the name all know a session by
 	waiting   map[uint16]waiting        // by signer, the offer for the latest attempt after this
 	signature *[64]byte
-	cheats    []cheat
+	named     map[uint16]bool // signers shown to cheat
+	cheats    []cheat         // what shows it, not taken yet
 }
 
 // A waiting is an offer for a later attempt, with the message it came in.
@@ -53,7 +54,7 @@ func newSignBooks(group *frost.Group, term uint32, message []byte, faults int) (
 		return nil, err
 	}
 	return &signBooks{group: group, roast: roast, term: term, attempt: 1, faults: faults, open: map[uint16]*frost.Session{},
-		sessions: map[Digest]*frost.Session{}, waiting: map[uint16]waiting{}}, nil
+		sessions: map[Digest]*frost.Session{}, waiting: map[uint16]waiting{}, named: map[uint16]bool{}}, nil
 }
 
 // isCheat reports whether the message at hand is the cheat. An error that wraps
@@ -111,7 +112,7 @@ func (b *signBooks) take(m *signoff.Signing, index uint16, line []byte) {
 		sig, err := b.roast.Deliver(session.Number, index, [32]byte(m.Share))
 		switch {
 		case isCheat(err):
-			b.cheats = append(b.cheats, cheat{m.Notary, line, session.Commitments, err})
+			b.names(index, cheat{m.Notary, line, session.Commitments, err})
 			delete(b.open, index)
 			return
 		case err == nil:
@@ -127,12 +128,12 @@ func (b *signBooks) take(m *signoff.Signing, index uint16, line []byte) {
 func (b *signBooks) offer(m *signoff.Signing, index uint16, line []byte) {
 	var c frost.Commitment
 	if err := c.UnmarshalBinary(m.Offer); err != nil || c.ID != index {
-		b.cheats = append(b.cheats, cheat{m.Notary, line, nil, fmt.Errorf("notary: offer of member %d does not decode as its own: %w", index, err)})
+		b.names(index, cheat{m.Notary, line, nil, fmt.Errorf("notary: offer of member %d does not decode as its own: %w", index, err)})
 		return
 	}
 	session, err := b.roast.Offer(c)
 	if isCheat(err) {
-		b.cheats = append(b.cheats, cheat{m.Notary, line, nil, err})
+		b.names(index, cheat{m.Notary, line, nil, err})
 	}
 	if err != nil || session == nil {
 		return
@@ -176,6 +177,15 @@ func (b *signBooks) wait(m *signoff.Signing, index uint16, line []byte) {
 
 // openFor is the session that awaits this signer's share, or nil.
 func (b *signBooks) openFor(index uint16) *frost.Session { return b.open[index] }
+
+// names keeps the first cheat of each signer. One is enough, and a signer could
+// send any number.
+func (b *signBooks) names(index uint16, c cheat) {
+	if !b.named[index] {
+		b.named[index] = true
+		b.cheats = append(b.cheats, c)
+	}
+}
 
 func (b *signBooks) takeCheats() []cheat {
 	out := b.cheats

@@ -3,6 +3,7 @@ package notary
 import (
 	"crypto/ed25519"
 	"crypto/rand"
+	"errors"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -250,6 +251,47 @@ func TestAttackBadOfferWaiting(t *testing.T) {
 	cheats := one.books.takeCheats()
 	if len(cheats) != 1 || string(cheats[0].line) != string(line) || one.signers[cheats[0].notary].index != 4 {
 		t.Fatalf("cheats: %v", cheats)
+	}
+}
+
+// A nonce that the fuse or the disk kept from signing is spent all the same: nothing
+// refers to it any more, and nothing leaves its secrets in memory.
+func TestFaultNonceOfAFailedAnswer(t *testing.T) {
+	r := newRing(t)
+	one, two, three := r.sit(1), r.sit(2), r.sit(3)
+	for _, s := range []*seat{one, two, three} {
+		s.offers(1)
+	}
+	one.reads()
+	n := &Notary{store: &store{dir: t.TempDir()}, burned: map[Digest]bool{}}
+	s := &signSession{index: 1, group: r.group, message: r.message, books: one.books, nonces: map[int]*frost.Nonce{-1: one.nonce}, offer: &one.offer}
+	open := one.books.openFor(1)
+	if err := n.answer(t.Context(), s, open); err == nil {
+		t.Fatal("a share left a notary that does not hold its directory")
+	}
+	if _, err := r.shares[0].Sign(one.nonce, r.group, r.message, open.Commitments); !errors.Is(err, frost.ErrSpent) || len(s.nonces) > 0 {
+		t.Errorf("the nonce: %v, %d kept", err, len(s.nonces))
+	}
+}
+
+// Who sends malformed offers without end, each another, is named once: what is kept
+// and written to the journal of the others is one message of each.
+func TestAttackFloodOfBadOffers(t *testing.T) {
+	r := newRing(t)
+	one, two, hostile := r.sit(1), r.sit(2), r.sit(4)
+	offer := hostile.commit()
+	first := r.post(4, &signoff.Signing{Term: 1, Attempt: 1, Offer: offer[:1]})
+	var cheats []cheat
+	for n := range 50 {
+		r.post(4, &signoff.Signing{Term: 1, Attempt: 1, Offer: offer[:2+n]})
+		one.reads()
+		cheats = append(cheats, one.books.takeCheats()...)
+	}
+	two.reads()
+	for _, cheats := range [][]cheat{cheats, two.books.takeCheats()} {
+		if len(cheats) != 1 || string(cheats[0].line) != string(first) {
+			t.Errorf("%d cheats, want the first", len(cheats))
+		}
 	}
 }
 

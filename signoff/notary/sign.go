@@ -190,6 +190,7 @@ func (n *Notary) answer(ctx context.Context, s *signSession, open *frost.Session
 	}
 	delete(s.nonces, -1)
 	s.offer = nil
+	defer nonce.Discard() // if it comes to no share
 	if payload := Digest(sha256.Sum256(s.payload)); !n.burned[payload] {
 		if err := n.store.burn(ctx, time.Now()); err != nil {
 			return err
