@@ -389,7 +389,7 @@ func (a *app) submit(ctx context.Context, s *signoff.Signed) (api.Appended, erro
 	if err := a.sync(ctx, out.Index+1); err != nil {
 		return out, &ui.Exit{Err: fmt.Errorf("entry %d is committed but not final yet: %w", out.Index, err), Code: ui.ExitNotFinal}
 	}
-	if int(out.Index) >= len(a.leaves) || !bytes.Equal(a.leaves[out.Index], s.Line()) {
+	if out.Index >= uint64(len(a.leaves)) || !bytes.Equal(a.leaves[out.Index], s.Line()) {
 		return out, &ui.Exit{Err: fmt.Errorf("entry %d of the final log is another document than was sent", out.Index), Code: ui.ExitNotFinal}
 	}
 	return out, a.saveProof(out.Index, s)
