@@ -41,6 +41,11 @@ func NewClient(endpoints []Endpoint, identity *tls.Certificate) (*Client, error)
 	if len(endpoints) == 0 {
 		return nil, errors.New("api: no coordinator to speak to")
 	}
+	for _, e := range endpoints {
+		if u, err := url.Parse(e.URL); err != nil || u.Scheme != "https" || u.Host == "" {
+			return nil, fmt.Errorf("api: coordinator %.100q: want https://HOST:PORT", e.URL)
+		}
+	}
 	conf := &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		// The certificate's chain and dates play no part: the key is
@@ -51,10 +56,18 @@ func NewClient(endpoints []Endpoint, identity *tls.Certificate) (*Client, error)
 	if identity != nil {
 		conf.Certificates = []tls.Certificate{*identity}
 	}
-	return &Client{endpoints, &http.Client{Transport: &http.Transport{
-		TLSClientConfig: conf, MaxIdleConnsPerHost: 8, ResponseHeaderTimeout: MaxWait + 10*time.Second,
-	}}}, nil
+	return &Client{endpoints, &http.Client{
+		Transport: &http.Transport{TLSClientConfig: conf, MaxIdleConnsPerHost: 8, ResponseHeaderTimeout: MaxWait + 10*time.Second},
+		// A coordinator has nobody to send us to: it would be another host, in clear
+		// if it liked, behind a network that it cannot reach itself.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Timeout:       maxCall,
+	}}, nil
 }
+
+// maxCall bounds one question with its whole answer, so that a coordinator which
+// stops in the middle does not keep us from the next.
+const maxCall = 4 * time.Minute
 
 // pinned accepts only the keys of the endpoints.
 func pinned(endpoints []Endpoint) func(tls.ConnectionState) error {
