@@ -3,6 +3,7 @@ package coordinator
 import (
 	"crypto/rand"
 	"fmt"
+	"hash/maphash"
 	"regexp"
 	"sync"
 
@@ -12,13 +13,23 @@ import (
 // mail keeps messages by topic, in memory, oldest dropped first. Losing all
 // of it costs time and nothing else: whoever waits sends again.
 type mail struct {
-	mu      sync.Mutex
-	box     string
-	bytes   int    // of all messages
-	sent    uint64 // messages ever
-	topics  map[string]*topic
-	order   []string // topics, oldest first
-	changed chan struct{}
+	mu     sync.Mutex
+	box    string
+	bytes  int    // of all messages
+	sent   uint64 // messages ever
+	topics map[string]*topic
+	order  []string // topics, oldest first
+
+	// Who waits for a topic waits on one of these bells: a fleet that listens for
+	// halts is not woken by its own evidence, or by a stranger's mail to nobody. The
+	// seed keeps a stranger from finding topics that share a bell.
+	bells [256]chan struct{}
+	seed  maphash.Seed
+}
+
+// bell is what rings when there is mail in the topic, and perhaps in others.
+func (m *mail) bell(topic string) *chan struct{} {
+	return &m.bells[maphash.String(m.seed, topic)%uint64(len(m.bells))]
 }
 
 type topic struct {
@@ -41,7 +52,11 @@ func weight(body []byte) int { return len(body) + overhead }
 var topicName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,80}$`)
 
 func newMail() *mail {
-	return &mail{box: rand.Text(), topics: map[string]*topic{}, changed: make(chan struct{})}
+	m := &mail{box: rand.Text(), topics: map[string]*topic{}, seed: maphash.MakeSeed()}
+	for i := range m.bells {
+		m.bells[i] = make(chan struct{})
+	}
+	return m
 }
 
 func (m *mail) send(name string, body []byte) error {
@@ -70,8 +85,9 @@ func (m *mail) send(name string, body []byte) error {
 	for len(m.order) > maxTopics || m.bytes > maxMailBytes {
 		m.forgetOldest(t)
 	}
-	close(m.changed)
-	m.changed = make(chan struct{})
+	bell := m.bell(name)
+	close(*bell)
+	*bell = make(chan struct{})
 	return nil
 }
 
@@ -113,5 +129,5 @@ func (m *mail) receive(name string, after uint64) (api.Mail, <-chan struct{}) {
 			out.Messages = append(out.Messages, api.Message{Number: t.first + from + uint64(i), Body: body})
 		}
 	}
-	return out, m.changed
+	return out, *m.bell(name)
 }

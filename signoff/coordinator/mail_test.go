@@ -141,3 +141,30 @@ func TestMailRefusesTopicNames(t *testing.T) {
 		}
 	}
 }
+
+// A fleet listens for halts while a stranger writes to nobody. Each message wakes
+// those who wait for its topic, and few others.
+func TestAttackMailThatWakesEverybody(t *testing.T) {
+	m := newMail()
+	const topics = 64
+	bells := map[<-chan struct{}]bool{}
+	for i := range topics {
+		_, bell := m.receive(fmt.Sprintf("topic-%d", i), 0)
+		bells[bell] = true
+	}
+	_, mine := m.receive("topic-0", 0)
+	if err := m.send("topic-0", []byte("news")); err != nil {
+		t.Fatal(err)
+	}
+	rang := 0
+	for bell := range bells {
+		select {
+		case <-bell:
+			rang++
+		default:
+		}
+	}
+	if _, open := <-mine; open || rang != 1 || len(bells) < topics/2 {
+		t.Fatalf("%d of %d bells rang for %d topics", rang, len(bells), topics)
+	}
+}
