@@ -351,7 +351,8 @@ func (a *app) proveByMaker(v *custodyView, public any, p makersProof) error {
 		if err != nil {
 			return err
 		}
-		v.Maker, v.PIN, v.Touch = s.Maker, s.Verified, "always"
+		// That a PIN was checked when the key was made says nothing of its uses.
+		v.Maker, v.Touch = s.Maker, "always"
 		v.Holder = "FIDO authenticator of model " + s.Model
 	}
 	v.Made, v.Stays, v.Stayed = true, true, true

@@ -15,6 +15,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
@@ -34,6 +35,10 @@ const magic = "ssh-sk-attest-v01"
 
 // maxFile bounds an attestation, in bytes.
 const maxFile = 1 << 16
+
+// attests stands in the subject of every certificate that an authenticator attests
+// with, and of no other (WebAuthn level 2, section 8.2.1).
+const attests = "Authenticator Attestation"
 
 // oidModel is the extension of an attestation certificate that repeats the AAGUID, in
 // an OCTET STRING (WebAuthn level 2, section 8.2.1).
@@ -73,6 +78,11 @@ func Verify(file, challenge []byte, roots, intermediates *x509.CertPool, public 
 	}
 	if a.cert.IsCA {
 		return nil, errors.New("fido: the certificate is a maker's own, not an authenticator's")
+	}
+	// Makers certify other keys below the same root, some of which sign what their
+	// holder likes, such as those of PIV applications.
+	if !slices.Contains(a.cert.Subject.OrganizationalUnit, attests) {
+		return nil, fmt.Errorf("fido: the certificate is of %.80q, and not for %s", a.cert.Subject, attests)
 	}
 	if k, ok := a.cert.PublicKey.(*ecdsa.PublicKey); !ok || k.Curve != elliptic.P256() {
 		return nil, fmt.Errorf("fido: the authenticator attests with a %T: want P-256", a.cert.PublicKey)

@@ -210,6 +210,7 @@ func TestAttackForgedAttestation(t *testing.T) {
 		"another application asked":     {file: good, public: &hsm.SecurityKey{Key: public.Key, Application: "ssh:other"}, wrong: true},
 		"signed by another":             {file: s.file(t, newKey(t), cert)},
 		"certificate of nobody's maker": {file: s.file(t, device, stranger.leaf(&device.PublicKey, nil).Raw)},
+		"certificate of a PIV key":      {file: s.file(t, device, m.certify(&x509.Certificate{Subject: pkix.Name{CommonName: "YubiKey PIV Attestation 9a"}}, &device.PublicKey).Raw)},
 		"no roots":                      {file: good, roots: x509.NewCertPool()},
 		"the root attests itself":       {file: s.file(t, m.key, m.cert.Raw)},
 		"the key attests itself":        {file: s.file(t, device, (&maker{t: t, key: device}).certify(&x509.Certificate{Subject: pkix.Name{CommonName: "self"}}, &device.PublicKey).Raw)},
