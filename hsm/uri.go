@@ -64,7 +64,7 @@ func ParseURI(s string) (URI, error) {
 	}
 	scheme, rest, found := strings.Cut(s, ":")
 	if !found || rest == "" {
-		return URI{}, fmt.Errorf("hsm: %q is not a key URI such as pkcs11:token=LABEL;object=LABEL", redact(s))
+		return URI{}, fmt.Errorf("hsm: %q is not a key URI such as pkcs11:token=LABEL;object=LABEL or file:PATH", redact(s))
 	}
 	read, known := map[string]func(string) (URI, error){
 		SchemePKCS11:   parsePKCS11,

@@ -27,7 +27,7 @@ import (
 // options are the flags all subcommands share.
 type options struct {
 	config     string
-	pinFD      int
+	pinFD      keys.FD
 	credential string
 }
 
@@ -38,7 +38,7 @@ func main() {
 	root := &cobra.Command{Use: "keyturn-notary", Short: "the daemon of one notary", SilenceUsage: true, SilenceErrors: true}
 	f := root.PersistentFlags()
 	f.StringVar(&o.config, "config", "/etc/keyturn/notary.yaml", "configuration file")
-	f.IntVar(&o.pinFD, "pin-fd", 0, "read the token's PIN from this file descriptor")
+	f.Var(&o.pinFD, "pin-fd", "read the token's PIN from this file descriptor")
 	f.StringVar(&o.credential, "pin-credential", "", "read the token's PIN from this service credential")
 	root.AddCommand(
 		&cobra.Command{Use: "init", Short: "make the directory of a new notary, once", Args: cobra.NoArgs,

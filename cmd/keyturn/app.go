@@ -87,7 +87,7 @@ func (a *app) pinSource() hsm.PIN {
 	switch {
 	case a.pins != nil:
 	case a.pinFD > 0:
-		a.pins = keys.DescriptorPIN(a.pinFD)
+		a.pins = keys.DescriptorPIN(keys.FD(a.pinFD))
 	case a.pinCredential != "":
 		a.pins = keys.CredentialPIN(a.pinCredential)
 	default:
@@ -252,7 +252,10 @@ func (a *app) sync(ctx context.Context, size uint64) error {
 	}
 	note, err := client.Checkpoint(ctx, true, size, a.wait)
 	if err != nil {
-		return ui.WithHint(err, "if the notaries cannot be reached, nothing becomes final; see keyturn status")
+		if answered := (*api.Error)(nil); errors.As(err, &answered) {
+			return ui.WithHint(err, "nothing is final before a quorum of notaries cosigns it: see that they run, and what their journals say")
+		}
+		return ui.WithHint(err, "see that this machine reaches the coordinator; without a network work from a file that keyturn carry wrote elsewhere (--file)")
 	}
 	return a.accept(ctx, note)
 }

@@ -72,7 +72,6 @@ type auditReceipt struct {
 type auditHalt struct {
 	haltView
 	Index    uint64      `json:"index"`
-	Scope    string      `json:"scope"`
 	LiftedBy dsse.Digest `json:"liftedBy,omitempty"` // the request to resume
 }
 
@@ -377,7 +376,7 @@ func allHalts(s *authority.State) []auditHalt {
 		case !h.Doc.Node.IsZero():
 			scope = "node " + nodeName(s, h.Doc.Node)
 		}
-		out = append(out, auditHalt{haltView{h.ID, personName(s, h.Doc.Person), h.Doc.Reason}, h.Index, scope, h.Lifted})
+		out = append(out, auditHalt{haltView{h.ID, personName(s, h.Doc.Person), h.Doc.Reason, scope}, h.Index, h.Lifted})
 	}
 	slices.SortFunc(out, func(p, q auditHalt) int { return cmp.Compare(p.Index, q.Index) })
 	return out

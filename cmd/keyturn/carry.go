@@ -129,8 +129,12 @@ func carryCmd(a *app) *cobra.Command {
 			if err := writeNew(out, b); err != nil {
 				return err
 			}
-			a.Note("%s: %d entries, %d blobs; on the other side: keyturn approve REQUEST --file %s --out DECISION", out, len(c.Entries), len(c.Blobs), out)
-			return nil
+			a.Note("%s: %d entries and their blobs; on the other side: keyturn list --file %s, keyturn approve REQUEST --file %s --out DECISION", out, len(c.Entries), out, out)
+			return a.answerSent(struct {
+				Path    string `json:"path"`
+				Entries int    `json:"entries"`
+				Blobs   int    `json:"blobs"`
+			}{out, len(c.Entries), len(c.Blobs)}, nil)
 		},
 	}
 	cmd.Flags().StringVar(&out, "out", "", "file to write")
@@ -234,26 +238,59 @@ func submitCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			all := []sent{}
 			for line := range bytes.Lines(b) {
 				doc, err := signoff.ReadLine(bytes.TrimRight(line, "\n"))
 				if err != nil {
 					return ui.WithHint(err, "nothing after this line of %s was sent", args[0])
 				}
-				if err := a.done(cmd.Context(), doc); err != nil {
+				s, err := a.done(cmd.Context(), doc)
+				if err != nil {
 					return err
 				}
+				all = append(all, s)
 			}
-			return nil
+			return a.answerSent(all, nil)
 		},
 	}
 }
 
+// A sent document is where a document is that was signed: final in the log, or
+// in a file for somebody to carry.
+type sent struct {
+	Kind     signoff.Kind `json:"kind"`
+	Document dsse.Digest  `json:"document"`
+	Index    *uint64      `json:"index,omitempty"`
+	Path     string       `json:"path,omitempty"`
+}
+
 // done submits a signed document and says where it is.
-func (a *app) done(ctx context.Context, doc *signoff.Signed) error {
+func (a *app) done(ctx context.Context, doc *signoff.Signed) (sent, error) {
 	out, err := a.submit(ctx, doc)
+	if err != nil {
+		return sent{}, err
+	}
+	what := string(doc.Doc.Kind())
+	if d, ok := doc.Doc.(*signoff.Approval); ok && d.Decision != signoff.Approve { // the same kind of document
+		what = map[signoff.Decision]string{signoff.Reject: "rejection", signoff.Withdraw: "withdrawal"}[d.Decision]
+	}
+	a.Note("%s %s is final at entry %d", what, doc.Digest(), out.Index)
+	return sent{Kind: doc.Doc.Kind(), Document: doc.Digest(), Index: &out.Index}, nil
+}
+
+// keep writes a signed document to a new file, for a machine that has a network.
+func (a *app) keep(doc *signoff.Signed, path string) (sent, error) {
+	if err := writeNew(path, append(doc.Line(), '\n')); err != nil {
+		return sent{}, err
+	}
+	a.Note("%s: carry it to a connected machine and run keyturn submit %s", path, path)
+	return sent{Kind: doc.Doc.Kind(), Document: doc.Digest(), Path: path}, nil
+}
+
+// answerSent is the answer of commands that say all to a person in a note.
+func (a *app) answerSent(v any, err error) error {
 	if err != nil {
 		return err
 	}
-	a.Note("%s %s is final at entry %d", doc.Doc.Kind(), doc.Digest(), out.Index)
-	return nil
+	return a.Answer(v, func(writer) {})
 }

@@ -267,13 +267,9 @@ func (a *app) dealTo(ctx context.Context, o *authority.Object, index uint16, hol
 // deliver sends the signed document or writes it to a file.
 func (d *decision) deliver(ctx context.Context, s *signoff.Signed) error {
 	if d.out != "" {
-		if err := writeNew(d.out, append(s.Line(), '\n')); err != nil {
-			return err
-		}
-		d.Note("%s: carry it to a connected machine and run keyturn submit %s", d.out, d.out)
-		return nil
+		return d.answerSent(d.keep(s, d.out))
 	}
-	return d.done(ctx, s)
+	return d.answerSent(d.done(ctx, s))
 }
 
 // find resolves a request by digest or by an unambiguous beginning of

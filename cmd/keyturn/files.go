@@ -62,8 +62,11 @@ func (a *app) pae(path, sig string) error {
 			return err
 		}
 	}
-	_, err = a.Out.Write(dsse.PAE(s.Payload))
-	return err
+	pae := dsse.PAE(s.Payload)
+	return a.Answer(struct {
+		PAE []byte `json:"pae"`
+		Sig []byte `json:"sig"`
+	}{pae, s.Sig}, func(w writer) { w.Write(pae) })
 }
 
 // warrantCmd gathers what one does with a warrant's file.

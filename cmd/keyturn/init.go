@@ -1,18 +1,27 @@
 package main
 
 import (
+	"bytes"
 	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/keyturn/keyturn/attest"
 	"github.com/keyturn/keyturn/cmd/internal/config"
+	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/authority"
+	"github.com/keyturn/keyturn/signoff/ceremony"
+	"github.com/keyturn/keyturn/signoff/display"
 	"github.com/keyturn/keyturn/signoff/dsse"
 )
 
@@ -51,6 +60,9 @@ every person in the charter has run keyturn accept on it.`,
 				return err
 			}
 			digest := (&dsse.Envelope{Payload: payload}).Digest()
+			if err := os.MkdirAll(out, 0o755); err != nil {
+				return err
+			}
 			if err := errors.Join(
 				writeNew(filepath.Join(out, "charter.json"), payload),
 				writeNew(filepath.Join(out, "charter.sha256"), []byte(digest.String()+"\n"))); err != nil {
@@ -62,7 +74,7 @@ every person in the charter has run keyturn accept on it.`,
 		}}
 	cmd.Flags().StringVar(&in, "founding", "", "the founding file, JSON")
 	cmd.Flags().StringVar(&policyFile, "policy", "", "the policy, YAML")
-	cmd.Flags().StringVar(&out, "out", ".", "directory to write into")
+	cmd.Flags().StringVar(&out, "out", ".", "directory to write into, made if it is not there")
 	return require(cmd, "founding", "policy")
 }
 
@@ -115,6 +127,13 @@ func (a *app) accepts(cmd *cobra.Command, c *signoff.Charter, payload []byte, id
 	if err != nil {
 		return err
 	}
+	names, err := foundersIn(out, c, id)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(names, me.Name) {
+		return fmt.Errorf("%s has accepted in %s already", me.Name, out)
+	}
 	charterText(a.Err, c, id)
 	if err := a.Confirm(fmt.Sprintf("Accept this charter as %s?", me.Name), "accept"); err != nil {
 		return err
@@ -136,7 +155,25 @@ func (a *app) accepts(cmd *cobra.Command, c *signoff.Charter, payload []byte, id
 		return err
 	}
 	_, err = f.Write(append(append(lines, s.Line()...), '\n'))
-	return errors.Join(err, f.Sync(), f.Close())
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	waits := []string{}
+	for _, p := range c.People {
+		if p.Name != me.Name && !slices.Contains(names, p.Name) {
+			waits = append(waits, p.Name)
+		}
+	}
+	return a.Answer(struct {
+		Charter  dsse.Digest `json:"charter"`
+		Person   string      `json:"person"`
+		WaitsFor []string    `json:"waitsFor"`
+	}{id, me.Name, waits}, func(w writer) {
+		fmt.Fprintf(w, "accepted     by %s, %d of %d\n", me.Name, len(names)+1, len(c.People))
+		if len(waits) > 0 {
+			fmt.Fprintf(w, "waits for    %s; carry %s on\n", strings.Join(waits, ", "), out)
+		}
+	})
 }
 
 func founder(c *signoff.Charter, pub crypto.PublicKey) (*signoff.Person, error) {
@@ -152,31 +189,102 @@ func founder(c *signoff.Charter, pub crypto.PublicKey) (*signoff.Person, error) 
 	return nil, fmt.Errorf("key %s is nobody's in this charter", k.Fingerprint())
 }
 
-// charterText shows what a founder signs.
+// charterText shows what a founder signs: digests in groups, to be compared aloud.
 func charterText(w writer, c *signoff.Charter, id dsse.Digest) {
-	fmt.Fprintf(w, "charter      %s\ncluster      %s, format level %d\n", id, c.Name, c.Format)
+	var l display.Lines
+	digest := func(name string, d dsse.Digest) {
+		g := ceremony.Groups(d)
+		l.Field(name, "%s", g[0])
+		l.Field("", "%s", g[1])
+	}
+	key := func(what string, k signoff.PublicKey) {
+		l.Field("", "%s, %s key:", what, k.Class)
+		digest("", k.Fingerprint())
+	}
+	digest("charter", id)
+	l.Field("cluster", "%s, format level %d", c.Name, c.Format)
 	if c.Development {
-		fmt.Fprintln(w, "             DEVELOPMENT CHARTER: software keys and emulated machines are accepted")
+		l.Field("", "DEVELOPMENT CHARTER: takes software keys and emulated machines")
 	}
 	holders := 0
 	for _, p := range c.People {
-		signs := ""
+		l.Field("person", "%s of %s: %s", p.Name, p.Organisation, strings.Join(p.Roles, ", "))
+		for _, t := range p.Tokens() {
+			key("signs with", t.Signing)
+			if t.HoldsShare() {
+				key("opens with", t.Exchange)
+			}
+		}
 		if p.HoldsShare() {
 			holders++
 		} else {
-			signs = ", signs only"
+			l.Field("", "holds no share")
 		}
-		fmt.Fprintf(w, "person       %s of %s, %v, %s key %s%s\n", p.Name, p.Organisation, p.Roles, p.Signing.Class, p.ID(), signs)
 	}
-	fmt.Fprintf(w, "shares       %d of %d people open weights\n", c.Threshold, holders)
+	l.Field("shares", "%d of %d people open weights, with a quorum of notaries", c.Threshold, holders)
 	for i := range c.Notaries {
 		y := &c.Notaries[i]
-		fmt.Fprintf(w, "notary       %s of %s, %s key %s\n", y.Name, y.Organisation, y.Signing.Class, y.ID())
+		l.Field("notary", "%s of %s", y.Name, y.Organisation)
+		key("signs with", y.Signing)
 	}
-	fmt.Fprintf(w, "quorum       %d of %d notaries, %d may be hostile\n", c.Quorum(), len(c.Notaries), c.Faults)
-	fmt.Fprintf(w, "log key      %s, %s\n", c.Log.Fingerprint(), c.Log.Class)
+	l.Field("quorum", "%d of %d notaries, %d may be hostile", c.Quorum(), len(c.Notaries), c.Faults)
+	l.Field("log", "")
+	key("signed by", c.Log)
 	for _, co := range c.Coordinators {
-		fmt.Fprintf(w, "coordinator  %s, key %s\n", co.URL, co.TLS)
+		l.Field("coordinator", "%s, with TLS key:", co.URL)
+		digest("", co.TLS)
 	}
-	fmt.Fprintf(w, "policy\n%s", c.Policy)
+	if c.BootPolicy != nil {
+		l.Field("boots", "which may open shares, says one key alone:")
+		key("signs with", *c.BootPolicy)
+	}
+	for _, der := range c.EKRoots {
+		subject := "A CERTIFICATE THAT CANNOT BE READ"
+		if cert, err := x509.ParseCertificate(der); err == nil {
+			subject = cert.Subject.String()
+		}
+		l.Prose("TPMs of", subject)
+		digest("", sha256.Sum256(der))
+	}
+	for _, text := range c.References {
+		name := "A SET THAT CANNOT BE READ"
+		if set, err := attest.ParseReferenceSet([]byte(text)); err == nil {
+			name = fmt.Sprintf("%s version %d, until %s", set.Name, set.Version, day(set.NotAfter))
+		}
+		l.Field("boots of", "%s; keyturn reference show tells which:", name)
+		digest("", sha256.Sum256([]byte(text)))
+	}
+	l.Field("policy", "")
+	fmt.Fprint(w, l.String(), c.Policy)
+}
+
+// foundersIn reads a genesis file: who has accepted the charter in it. There is
+// none before the first founder.
+func foundersIn(path string, c *signoff.Charter, id dsse.Digest) (names []string, err error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	for i, line := range bytes.Split(bytes.TrimRight(b, "\n"), []byte("\n")) {
+		s, err := signoff.ReadLine(line)
+		if err != nil {
+			return nil, fmt.Errorf("%s, line %d: %w", path, i+1, err)
+		}
+		if i == 0 {
+			if s.Digest() != id {
+				return nil, ui.WithHint(fmt.Errorf("%s is the genesis of %s %s, not of charter %s", path, s.Doc.Kind(), s.Digest(), id), "name another file, or find out who made this one")
+			}
+			continue
+		}
+		a, ok := s.Doc.(*signoff.Acceptance)
+		person := slices.IndexFunc(c.People, func(p signoff.Person) bool { return ok && p.ID() == a.Person })
+		if person < 0 || a.Charter != id {
+			return nil, fmt.Errorf("%s, line %d: want an acceptance of this charter by one of its people", path, i+1)
+		}
+		names = append(names, c.People[person].Name)
+	}
+	return names, nil
 }

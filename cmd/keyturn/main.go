@@ -11,13 +11,17 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/keyturn/keyturn/cmd/internal/keys"
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/hsm/secret"
+	"github.com/keyturn/keyturn/signoff/authority"
 )
 
 func main() {
@@ -57,10 +61,12 @@ log but not yet final.`,
 	f := root.PersistentFlags()
 	f.StringVar(&a.configFile, "config", "", "configuration file (default $"+envConfig+" or keyturn/keyturn.yaml in the user's configuration directory)")
 	f.BoolVar(&a.JSON, "json", false, "answer as JSON")
-	f.IntVar(&a.pinFD, "pin-fd", 0, "read PINs from this file descriptor, one line for each token")
+	f.Var((*keys.FD)(&a.pinFD), "pin-fd", "read PINs from this file descriptor, one line for each token")
 	f.StringVar(&a.pinCredential, "pin-credential", "", "read the PIN from this service credential")
 	f.DurationVar(&a.wait, "wait", 20*time.Second, "how long to wait for the notaries")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usage(ui.WithHint(err, "%s --help lists the flags", cmd.CommandPath()))
+	})
 	root.AddCommand(
 		keyCmd(a), initCmd(a), acceptCmd(a),
 		requestCmd(a), listCmd(a), showCmd(a), statusCmd(a),
@@ -70,7 +76,62 @@ log but not yet final.`,
 		runCmd(a), nodeCmd(a),
 	)
 	strictArgs(root)
+	completeNames(a, root)
 	return root
+}
+
+// completeNames has a shell complete the arguments that name something in the log.
+func completeNames(a *app, c *cobra.Command) {
+	for _, what := range []struct {
+		arg   string
+		names func(*authority.State) []string
+	}{{" REQUEST", requestNames}, {" NODE", nodeNames}, {" [NODE]", nodeNames}} {
+		if strings.HasSuffix(c.Use, what.arg) {
+			c.ValidArgsFunction = a.complete(what.names)
+		}
+	}
+	for _, sub := range c.Commands() {
+		completeNames(a, sub)
+	}
+}
+
+// completePatience is how long a shell waits for the log.
+const completePatience = 2 * time.Second
+
+func (a *app) complete(names func(*authority.State) []string) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) (found []string, _ cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		a.wait = completePatience
+		err := a.sync(cmd.Context(), 1)
+		if err == nil {
+			err = a.view(func(_ *authority.Authority, s *authority.State) error {
+				found = names(s)
+				return nil
+			})
+		}
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		return found, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+func requestNames(s *authority.State) (names []string) {
+	for id, r := range s.Requests {
+		names = append(names, cobra.CompletionWithDesc(id.Short(), fmt.Sprintf("%s, asked by %s", r.Doc.Action, personName(s, r.Doc.Requester))))
+	}
+	slices.Sort(names)
+	return names
+}
+
+func nodeNames(s *authority.State) (names []string) {
+	for _, n := range s.Nodes {
+		names = append(names, n.Name)
+	}
+	slices.Sort(names)
+	return names
 }
 
 // usage marks an error as wrong usage.

@@ -26,6 +26,9 @@ func runCmd(a *app) *cobra.Command {
 		Use: "run WARRANT", Short: "have this node's agent take one use of a launch warrant", Args: cobra.ExactArgs(1),
 		Long: `Run asks the agent of this node to take one use of the warrant with the given
 executable, and shows what the run writes. The agent judges everything itself.
+WARRANT is a digest or the file that keyturn warrant get wrote. The node's lease
+lists a new warrant from the next epoch on; run waits for it.
+
 Interrupted before the use is claimed, it is not taken; after that the run goes
 on without you.
 
@@ -35,8 +38,11 @@ removes it there. With --resume a later use of the same warrant finds it in
 /run/keyturn/inputs/resume.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			warrant, err := dsse.ParseDigest(args[0])
+			if s, bad := readLineFile(args[0]); err != nil && bad == nil {
+				warrant, err = s.Digest(), nil
+			}
 			if err != nil {
-				return usage(err)
+				return usage(ui.WithHint(err, "give the warrant's digest, or the file that keyturn warrant get wrote"))
 			}
 			path, err := filepath.Abs(executable)
 			if err != nil {

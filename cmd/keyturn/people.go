@@ -137,7 +137,7 @@ func (a *app) acceptToken(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	return a.done(ctx, signed)
+	return a.answerSent(a.done(ctx, signed))
 }
 
 // people asks to change who belongs.

@@ -14,6 +14,7 @@ import (
 	"github.com/keyturn/keyturn/cmd/internal/config"
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/signoff"
+	"github.com/keyturn/keyturn/signoff/api"
 	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
 )
@@ -68,17 +69,22 @@ func (r *asking) ask(ctx context.Context, action string, fill func(*signoff.Requ
 	if err != nil {
 		return err
 	}
+	var index *uint64
 	if r.out != "" {
-		return writeNew(r.out, append(signed.Line(), '\n'))
+		_, err = r.keep(signed, r.out)
+	} else {
+		var out api.Appended
+		out, err = r.submit(ctx, signed)
+		index = &out.Index
 	}
-	out, err := r.submit(ctx, signed)
 	if err != nil {
 		return err
 	}
 	return r.Answer(struct {
 		Request dsse.Digest `json:"request"`
-		Index   uint64      `json:"index"`
-	}{signed.Digest(), out.Index}, func(w writer) { fmt.Fprintf(w, "%s\n", signed.Digest()) })
+		Index   *uint64     `json:"index,omitempty"`
+		Path    string      `json:"path,omitempty"`
+	}{signed.Digest(), index, r.out}, func(w writer) { fmt.Fprintf(w, "%s\n", signed.Digest()) })
 }
 
 func (r *asking) export() *cobra.Command {
@@ -367,17 +373,23 @@ func haltCmd(a *app) *cobra.Command {
 		Long: `Halt needs one person and no checkpoint. It is pushed to the nodes before it is
 in the log; with --out it is written to a file, to be carried to the nodes
 (keyturn node halt FILE) when the network or the coordinator is not to be
-trusted. Only an approved resume that names the halt lifts it.`,
+trusted. Only an approved resume that names the halt lifts it.
+
+Whole digests are taken as they are. Of a node's name, or the beginning of a
+request's digest, the log says whose it is, and has to be reachable.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := a.load(); err != nil {
-				return err
+			if n := len(request) + len(node); everything == (n > 0) || request != "" && node != "" {
+				return usage(ui.WithHint(errors.New("name what to halt"), "one of --everything, --request REQUEST and --node NODE"))
 			}
 			me, err := a.me()
 			if err != nil {
 				return err
 			}
 			h := &signoff.Halt{Charter: a.id, Person: me.ID, Everything: everything, Reason: reason, Created: time.Now().Unix(), Nonce: nonce()}
-			if err := errors.Join(setDigest(&h.Request, request), setDigest(&h.Node, node)); err != nil {
+			if h.Request, err = a.haltedDigest(cmd.Context(), request, a.find); err != nil {
+				return err
+			}
+			if h.Node, err = a.haltedDigest(cmd.Context(), node, a.nodeNamed); err != nil {
 				return err
 			}
 			key, err := a.signer(cmd.Context())
@@ -388,25 +400,47 @@ trusted. Only an approved resume that names the halt lifts it.`,
 			if err != nil {
 				return err
 			}
-			if out != "" {
-				return writeNew(out, append(signed.Line(), '\n'))
+			if out == "" {
+				return a.sendHalt(cmd.Context(), signed)
 			}
-			return a.sendHalt(cmd.Context(), signed)
+			if err := writeNew(out, append(signed.Line(), '\n')); err != nil {
+				return err
+			}
+			a.Note("%s: on each node keyturn node halt %s; then keyturn submit %s", out, out, out)
+			return a.answerHalt(signed, nil, out)
 		}}
 	f := cmd.Flags()
 	f.BoolVar(&everything, "everything", false, "stop every export and every run")
-	f.StringVar(&request, "request", "", "stop one request, by digest")
-	f.StringVar(&node, "node", "", "stop one node, by id")
+	f.StringVar(&request, "request", "", "stop one request")
+	f.StringVar(&node, "node", "", "stop one node, by name or id")
 	f.StringVar(&reason, "reason", "", "why, for the log")
 	f.StringVar(&out, "out", "", "write the halt to this file instead of sending it")
 	return require(cmd, "reason")
 }
 
-func setDigest(d *dsse.Digest, text string) (err error) {
-	if text != "" {
-		*d, err = dsse.ParseDigest(text)
+// haltedDigest is what a halt is of: a digest, for which no log is needed, or
+// what find finds in the log under that name.
+func (a *app) haltedDigest(ctx context.Context, name string, find func(string) (dsse.Digest, error)) (dsse.Digest, error) {
+	if d, err := dsse.ParseDigest(name); name == "" || err == nil {
+		return d, nil
 	}
-	return err
+	if err := a.sync(ctx, 1); err != nil {
+		return dsse.Digest{}, ui.WithHint(err, "without the log give the whole digest, or halt --everything")
+	}
+	return find(name)
+}
+
+// nodeNamed finds a node by its name.
+func (a *app) nodeNamed(name string) (id dsse.Digest, err error) {
+	err = a.view(func(_ *authority.Authority, s *authority.State) error {
+		n, ok := s.NodeNamed(name)
+		if !ok {
+			return ui.WithHint(fmt.Errorf("no node named %.80q is enrolled", name), "keyturn node status lists them")
+		}
+		id = n.ID
+		return nil
+	})
+	return id, err
 }
 
 // sendHalt pushes first and appends then: nodes must not wait for the log.
@@ -420,10 +454,15 @@ func (a *app) sendHalt(ctx context.Context, s *signoff.Signed) error {
 	}
 	out, err := a.submit(ctx, s)
 	if err != nil {
-		return err
+		return ui.WithHint(err, "a halt that is not final may reach no node: write it with --out FILE, carry it to the nodes and run keyturn node halt FILE there")
 	}
+	return a.answerHalt(s, &out.Index, "")
+}
+
+func (a *app) answerHalt(s *signoff.Signed, index *uint64, path string) error {
 	return a.Answer(struct {
 		Halt  dsse.Digest `json:"halt"`
-		Index uint64      `json:"index"`
-	}{s.Digest(), out.Index}, func(w writer) { fmt.Fprintf(w, "%s\n", s.Digest()) })
+		Index *uint64     `json:"index,omitempty"`
+		Path  string      `json:"path,omitempty"`
+	}{s.Digest(), index, path}, func(w writer) { fmt.Fprintf(w, "%s\n", s.Digest()) })
 }

@@ -204,6 +204,7 @@ type haltView struct {
 	Halt   dsse.Digest `json:"halt"`
 	By     string      `json:"by"`
 	Reason string      `json:"reason"`
+	Scope  string      `json:"scope"` // everything, request DIGEST or node NAME
 }
 
 func statusCmd(a *app) *cobra.Command {
@@ -326,10 +327,10 @@ func statusText(w writer, v statusView) {
 	fmt.Fprintf(w, "log          %d entries, final; its time is %d s behind this clock\n", v.Size, v.Lag)
 	fmt.Fprintf(w, "group key    %s\n", map[bool]string{true: "in force", false: "not yet"}[v.GroupKey])
 	for _, n := range v.Nodes {
-		fmt.Fprintf(w, "node         %s: %s %s\n", n.Name, n.Verdict, n.Reason)
+		fmt.Fprintf(w, "node         %s: %s\n", n.Name, strings.TrimSuffix(n.Verdict+", "+n.Reason, ", "))
 	}
 	for _, h := range v.Halts {
-		fmt.Fprintf(w, "HALT         %s by %s: %s\n", h.Halt, h.By, h.Reason)
+		fmt.Fprintf(w, "HALT         %s of %s, by %s: %s\n", h.Halt, h.Scope, h.By, h.Reason)
 	}
 	for _, c := range v.Convicted {
 		c.text(w, "")

@@ -153,6 +153,7 @@ func (a *app) printPEM(cmd *cobra.Command, find func(*authority.State) (signoff.
 		}
 		text = ssh.MarshalAuthorizedKey(line)
 	}
-	_, err = a.Out.Write(text)
-	return err
+	return a.Answer(struct {
+		PEM string `json:"pem"`
+	}{string(text)}, func(w writer) { w.Write(text) })
 }

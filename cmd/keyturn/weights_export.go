@@ -67,7 +67,7 @@ func (x *exporting) run(ctx context.Context, name string) error {
 		return err
 	}
 	if x.carry == "" {
-		if err := x.done(ctx, receipt); err != nil {
+		if _, err := x.done(ctx, receipt); err != nil {
 			return ui.WithHint(fmt.Errorf("%s is complete, but its receipt is not in the log: %w", x.out, err), "keyturn submit %s/%s", x.out, receiptFile)
 		}
 	}

@@ -275,14 +275,15 @@ func (a *app) register(ctx context.Context, d *sealedDir) error {
 		return err
 	}
 	if !known {
-		if err := a.done(ctx, d.signed); err != nil {
+		if _, err := a.done(ctx, d.signed); err != nil {
 			return err
 		}
 	}
 	if dealt {
 		return nil
 	}
-	return a.done(ctx, deals)
+	_, err = a.done(ctx, deals)
+	return err
 }
 
 // dealt says what the log knows of an object.

@@ -35,7 +35,7 @@ import (
 // options are the flags.
 type options struct {
 	config     string
-	pinFD      int
+	pinFD      keys.FD
 	credential string
 }
 
@@ -47,7 +47,7 @@ func main() {
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context()) }}
 	f := root.PersistentFlags()
 	f.StringVar(&o.config, "config", "/etc/keyturn/keyturnd.yaml", "configuration file")
-	f.IntVar(&o.pinFD, "pin-fd", 0, "read the token's PIN from this file descriptor")
+	f.Var(&o.pinFD, "pin-fd", "read the token's PIN from this file descriptor")
 	f.StringVar(&o.credential, "pin-credential", "", "read the token's PIN from this service credential")
 	root.AddCommand(recoverCmd(p))
 	os.Exit(p.Report("keyturnd", root.ExecuteContext(ctx)))

@@ -22,6 +22,7 @@ type proving struct {
 	sent  map[string]sending // by the agent's nonce
 	order []string           // of the nonces, oldest first
 	last  time.Duration      // when evidence was sent last
+	again bool               // the mailbox may have lost it since
 	epoch uint64             // looked at last
 	leaf  authority.Lease    // of that epoch
 	lease authority.Lease    // the last one that passed; zero before
@@ -153,7 +154,7 @@ type question struct {
 const leafPatience = 2 * time.Second
 
 // prove sends evidence for each epoch, and the same again where nothing came of
-// it: the mailbox forgets when a coordinator restarts.
+// it, and when a coordinator that was gone is back: its mailbox may be empty.
 func (a *Agent) prove(ctx context.Context) {
 	var given answer
 	var epoch uint64
@@ -174,7 +175,7 @@ func (a *Agent) prove(ctx context.Context) {
 			case a.enrolled:
 				floor, _ := s.EvidenceFloor(a.id)
 				q = question{floor, fmt.Sprint(attest.Selection(s.ReferenceSets(), nil, s.Time))}
-				due = q != given.to || now-a.proving.last > every
+				due = q != given.to || a.proving.again || now-a.proving.last > every
 			}
 			return err
 		})
@@ -200,6 +201,14 @@ func nextEpoch(s *authority.State) uint64 {
 	return s.Epoch.Number + 1
 }
 
+// sendAgain has the evidence for the next epoch sent once more.
+func (a *Agent) sendAgain() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.proving.again = true
+	a.announce()
+}
+
 // An answer is the evidence made for a question.
 type answer struct {
 	to     question
@@ -223,7 +232,7 @@ func (a *Agent) send(ctx context.Context, q question, given *answer) error {
 		return err
 	}
 	a.mu.Lock()
-	a.proving.last = now
+	a.proving.last, a.proving.again = now, false
 	a.mu.Unlock()
 	return a.client().Send(ctx, api.TopicEvidence, []byte(given.digest.String()))
 }

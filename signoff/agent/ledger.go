@@ -169,19 +169,25 @@ func (b *blobs) Blob(d Digest) ([]byte, error) {
 
 // follow goes from one final checkpoint to the next.
 func (a *Agent) follow(ctx context.Context) {
+	cut := false
 	for ctx.Err() == nil {
 		note, err := a.client().Checkpoint(ctx, true, a.size()+1, 20*time.Second)
+		var refused *api.Error
+		quiet := errors.As(err, &refused) && refused.Status == http.StatusNotFound
+		if cut && (err == nil || quiet) {
+			cut = false
+			a.sendAgain()
+		}
 		if err == nil {
 			err = a.advance(ctx, note)
 		}
-		var refused *api.Error
 		switch {
-		case err == nil || ctx.Err() != nil:
+		case err == nil || quiet || ctx.Err() != nil:
 		case errors.Is(err, follow.ErrRollback):
 			a.cfg.Log.Error("the coordinator shows another log; nothing of it counts", "err", err)
 			pause(ctx, 2*time.Second)
-		case errors.As(err, &refused) && refused.Status == http.StatusNotFound:
 		default:
+			cut = true
 			a.cfg.Log.Warn("cannot follow the log", "err", err)
 			pause(ctx, 500*time.Millisecond)
 		}

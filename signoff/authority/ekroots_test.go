@@ -128,7 +128,7 @@ func TestEKRootsChangeRefused(t *testing.T) {
 	}
 	// A root less can leave none at all, and then nobody enrols.
 	l.believes(signoff.EKRootsChange{Remove: slices.Concat(l.rootsOf(0), l.rootsOf(1), l.rootsOf(2))})
-	l.voids(machines[1].asks(), "no EK root is in force")
+	l.voids(machines[1].asks(), "no TPM maker's root is in force")
 }
 
 func many(t *testing.T, now int64, n int) [][]byte {

@@ -142,8 +142,11 @@ func (s *State) VerifyEnrolment(e *signoff.Enrol, blob []byte) (*attest.Node, er
 		return nil, err
 	}
 	pool := s.ekRootsInForce()
-	if s.Charter.BootPolicy == nil || pool == nil {
-		return nil, errors.New("the charter names no boot policy key, or no EK root is in force, so no node can enrol")
+	switch {
+	case s.Charter.BootPolicy == nil:
+		return nil, errors.New("the charter names no boot policy key, so no node can enrol")
+	case pool == nil:
+		return nil, errors.New("no TPM maker's root is in force, so no node can enrol; keyturn request ek-roots --add asks for one")
 	}
 	boot, err := s.Charter.BootPolicy.P256()
 	if err != nil {

@@ -64,7 +64,8 @@ func (n *Notary) activate(ctx context.Context, s *enrolSession, request Digest, 
 			continue
 		}
 		if subtle.ConstantTimeCompare(a.Secret, s.secret[:]) != 1 {
-			n.cfg.Log.Warn("a node answered a challenge wrongly", "request", request, "node", e.Node)
+			// An older challenge's, if the agent started late, or a stranger's: the mailbox is open.
+			n.cfg.Log.Info("passed over an answer that is not to this notary's last challenge", "request", request, "node", e.Node)
 			continue
 		}
 		return n.append(ctx, &signoff.Activation{Charter: n.cfg.Charter, Notary: n.id, Request: request, Node: e.Node, Enrolment: e.Enrolment})

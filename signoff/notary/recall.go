@@ -44,12 +44,15 @@ func (n *Notary) recall(ctx context.Context) error {
 	box := api.NewReader(api.TopicPositions)
 	answers := map[Digest]signoff.Seen{}
 	reminded := map[signoff.Seen]bool{} // of checkpoints, however often each is shown
-	asked := time.Time{}
+	asked, told := time.Time{}, ""
 	for ctx.Err() == nil {
 		if err := n.catchUp(ctx); errors.Is(err, ErrFuse) {
 			return err
 		} else if err != nil {
-			n.cfg.Log.Warn("waiting for the log", "err", err)
+			if err.Error() != told {
+				told = err.Error()
+				n.cfg.Log.Warn("waiting for the log", "err", err)
+			}
 			pause(ctx, time.Second)
 			continue
 		}

@@ -10,7 +10,7 @@ import (
 
 // DaemonPIN is where a service takes its PIN from: an open descriptor, or a
 // service credential. Exactly one is named.
-func DaemonPIN(fd int, credential string) (hsm.PIN, error) {
+func DaemonPIN(fd FD, credential string) (hsm.PIN, error) {
 	switch {
 	case fd > 0 && credential != "":
 		return nil, errors.New("keys: give --pin-fd or --pin-credential, not both")

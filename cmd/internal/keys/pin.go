@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -69,9 +70,30 @@ func control(tty *os.File, f func(fd int) error) error {
 	return errors.Join(err, inner)
 }
 
+// An FD is the number of a descriptor that PINs are read from, as a flag; 0 if
+// it is not given. The program's own streams are refused: what somebody types
+// there answers other questions.
+type FD int
+
+// String is the number.
+func (fd *FD) String() string { return strconv.Itoa(int(*fd)) }
+
+// Type is how a flag's help names the value.
+func (*FD) Type() string { return "int" }
+
+// Set reads the number.
+func (fd *FD) Set(s string) error {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 3 {
+		return errors.New("want the number of a descriptor that is open and not one of 0 to 2, as in: --pin-fd 3 3<FILE")
+	}
+	*fd = FD(n)
+	return nil
+}
+
 // DescriptorPIN reads one line from an open file descriptor for each token
 // that asks, in the order in which they ask.
-func DescriptorPIN(fd int) hsm.PIN {
+func DescriptorPIN(fd FD) hsm.PIN {
 	var mu sync.Mutex
 	var lines *os.File
 	return func(context.Context, string) (*secret.Buffer, error) {

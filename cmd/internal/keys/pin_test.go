@@ -45,7 +45,7 @@ func TestDescriptorPIN(t *testing.T) {
 		_, err = w.WriteString(text)
 		check(t, err)
 		check(t, w.Close())
-		p := DescriptorPIN(dup(t, r))
+		p := DescriptorPIN(FD(dup(t, r)))
 		for i, pin := range want {
 			got, err := answer(t, p)
 			if got != pin || (err == nil) != (pin != "") {
@@ -89,7 +89,7 @@ func TestDaemonKeepsDescriptorPIN(t *testing.T) {
 	_, err = w.WriteString("4711\n")
 	check(t, err)
 	check(t, w.Close())
-	p, err := DaemonPIN(dup(t, r), "")
+	p, err := DaemonPIN(FD(dup(t, r)), "")
 	check(t, err)
 	for range 3 {
 		if got, err := answer(t, p); got != "4711" || err != nil {

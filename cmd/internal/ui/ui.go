@@ -184,9 +184,10 @@ func (p *Printer) Report(program string, err error) int {
 // control characters of ASCII or of Latin-1, which begin escapes too, and with those
 // that turn the direction of text.
 func oneLine(s string) string {
+	s = strings.ReplaceAll(s, "\n", "; ") // between errors that were joined
 	return strings.Map(func(r rune) rune {
 		switch {
-		case r == '\n' || r == '\t':
+		case r == '\t':
 			return ' '
 		case !unicode.IsPrint(r):
 			return '?'
