@@ -47,7 +47,7 @@ func TestAttackErrorThatDraws(t *testing.T) {
 	var out strings.Builder
 	p := &Printer{Err: &out}
 	p.Report("keyturn", WithHint(errors.New("no\x1b[2J\r\u009b2J\u202eABC\u2066\u200b\x80\nkeyturn: done"), "do\u009b1A"))
-	if want := "keyturn: no?[2J??2J?ABC??? keyturn: done\nhint: do?1A\n"; out.String() != want {
+	if want := "keyturn: no?[2J??2J?ABC???; keyturn: done\nhint: do?1A\n"; out.String() != want {
 		t.Errorf("%q, want %q", out.String(), want)
 	}
 }
