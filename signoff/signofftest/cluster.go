@@ -484,8 +484,14 @@ func (c *Cluster) Append(s *signoff.Signed) error {
 // Tick wakes the notaries until fold time is near the clock.
 func (c *Cluster) Tick() {
 	c.T.Helper()
-	c.must(c.Client.Send(context.Background(), api.TopicWake, []byte("now")))
-	c.Wait("the time", func(s *authority.State) bool { return time.Now().Unix()-s.Time < 5 })
+	var woken time.Time
+	c.Wait("the time", func(s *authority.State) bool {
+		if time.Since(woken) > 3*time.Second { // again, as whoever waits does: a notary is awake for 10 seconds
+			c.must(c.Client.Send(context.Background(), api.TopicWake, []byte("now")))
+			woken = time.Now()
+		}
+		return time.Now().Unix()-s.Time < 5
+	})
 }
 
 // Nonce returns 16 random bytes.
