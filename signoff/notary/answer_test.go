@@ -18,10 +18,10 @@ import (
 func TestFaultKilledWhileAnswering(t *testing.T) {
 	c := signofftest.Keys(t, nil)
 	victim, accuser := c.Notaries[1], c.Notaries[2]
-	g := sentence(c, victim, false, true)
+	g := sentence(c, victim, way{Every: true})
 	m := &signofftest.Misreader{Decrypter: accuser.Exchange, Dealer: victim.Doc.ID(), Place: 2}
 	accuser.Exchange = m
-	c.Host.Meddle = func(next http.Handler) http.Handler { return m.Meddle(g.meddle(next)) }
+	c.Host.Meddle = func(next http.Handler) http.Handler { return g.meddle(m.Meddle(next)) }
 	g.carryOut(c)
 	c.Wait("a group key", func(s *authority.State) bool { return s.Group != nil })
 	g.bury()

@@ -577,8 +577,8 @@ func TestFaultKilledAtEveryStepOfFuse(t *testing.T) {
 		check(t, d.Close())
 		newest(cfg.Dir)
 	}
-	if first != 8 { // three for each file written, one for the counter
-		t.Errorf("%d steps, want 7", first-1)
+	if first != 10 { // four for each file written, one for the counter
+		t.Errorf("%d steps, want 9", first-1)
 	}
 }
 

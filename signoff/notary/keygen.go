@@ -208,8 +208,16 @@ type keygen struct {
 // the same again.
 func (k keygen) dealing(ctx context.Context) (*frost.Dealing, error) {
 	d, err := k.kept(ctx)
-	if err != nil || d != nil {
-		return d, err
+	if err != nil {
+		return nil, err
+	}
+	if d != nil {
+		// It may be of a write that failed in the end, and gone if power fails.
+		if err := k.n.store.sync(); err != nil {
+			d.Wipe()
+			return nil, err
+		}
+		return d, nil
 	}
 	if d, err = k.fresh(ctx); err != nil {
 		return nil, err

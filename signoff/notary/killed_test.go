@@ -15,11 +15,14 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/keyturn/keyturn/hsm/tpm/swtpm"
 	"github.com/keyturn/keyturn/signoff"
@@ -42,6 +45,20 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// A way is how the lives of a victim end.
+type way struct {
+	// Hardware: its keys are on a token, and it has a fuse. Otherwise its keys are
+	// in files and it has none.
+	Hardware bool
+	// Every: each size that is cosigned is a step of its own, and so is each step of
+	// the fuse at a start after each other step at which a life can end. Otherwise
+	// those are steps once in each phase.
+	Every bool
+	// Full: at a step on its disk nothing is killed, but what comes next of that
+	// finds the disk full. Others do not kill it either.
+	Full bool
+}
+
 // A post is a document that left the victim's process, whoever heard of it.
 type post struct {
 	life int
@@ -52,14 +69,11 @@ type post struct {
 // A grave starts the victim again each time that it was killed, and kills it
 // itself at each document it posts: once before the coordinator hears of it,
 // once before the victim knows that it did.
-//
-// With Every, each size that is cosigned is a step of its own, and so is each step
-// of the fuse at a start after each other step at which a life can end. Otherwise
-// those are steps once in each phase.
 type grave struct {
 	t      *testing.T
 	victim *signofftest.Notary
 	mortal mortal
+	url    string // the coordinator's
 
 	mu     sync.Mutex
 	cmd    *exec.Cmd
@@ -67,6 +81,7 @@ type grave struct {
 	lives  int
 	seen   map[string]bool // deaths at what was posted
 	killed string          // at what was posted, in this life
+	begun  int64           // size of the ledger at its beginning
 	copies map[string]bool // position.json as it was left by each life
 	posts  []post
 	over   bool
@@ -83,6 +98,10 @@ func (g *grave) enter(phase string) {
 	check(g.t, os.Rename(g.mortal.Phase+".new", g.mortal.Phase))
 }
 
+// lifePath and its number begin the paths of what a life asks the coordinator: what
+// it said last can arrive in the next.
+const lifePath = "/life/"
+
 // run gives the victim one life after another until bury.
 func (g *grave) run() {
 	defer close(g.ended)
@@ -94,6 +113,10 @@ func (g *grave) run() {
 		}
 		g.lives++
 		g.killed = ""
+		g.mortal.URL = fmt.Sprintf("%s%s%d", g.url, lifePath, g.lives)
+		if info, err := os.Stat(g.mortal.Ledger); err == nil {
+			g.begun = info.Size()
+		}
 		spec, err := json.Marshal(g.mortal)
 		if err != nil {
 			g.t.Error(err)
@@ -110,7 +133,9 @@ func (g *grave) run() {
 		g.cmd = cmd
 		g.mu.Unlock()
 		cmd.Wait()
-		if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
+		status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
+		noRoom := g.mortal.Full && strings.Contains(said.String(), "no space left on device") // which a fuse ends for
+		if !ok || status.Signal() != syscall.SIGKILL && !noRoom {
 			g.t.Errorf("the victim ended by itself: %v\n%s", cmd.ProcessState, &said)
 			return
 		}
@@ -197,9 +222,18 @@ func (g *grave) step(path string, body []byte) (name string, doc *signoff.Signin
 
 func (g *grave) meddle(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		if req.Method != http.MethodPost {
+		rest, mine := strings.CutPrefix(req.URL.Path, lifePath)
+		number, path, _ := strings.Cut(rest, "/")
+		if mine {
+			req.URL.Path = "/" + path
+		}
+		if !mine || req.Method != http.MethodPost {
 			next.ServeHTTP(w, req)
 			return
+		}
+		life, err := strconv.Atoi(number)
+		if err != nil {
+			panic(err)
 		}
 		body, err := io.ReadAll(req.Body)
 		if err != nil {
@@ -208,17 +242,21 @@ func (g *grave) meddle(next http.Handler) http.Handler {
 		req.Body = io.NopCloser(bytes.NewReader(body))
 		g.mu.Lock()
 		step, doc := g.step(req.URL.Path, body)
-		if step == "" || g.cmd == nil {
+		if step == "" {
 			g.mu.Unlock()
 			next.ServeHTTP(w, req)
 			return
 		}
 		defer g.mu.Unlock()
 		if doc != nil {
-			g.posts = append(g.posts, post{g.lives, doc, body})
+			g.posts = append(g.posts, post{life, doc, body})
 		}
 		switch {
-		case g.over:
+		case g.over, life < g.lives:
+		case g.mortal.Full:
+			g.keepsStill(step)
+			next.ServeHTTP(w, req)
+			return
 		case !g.seen[step+", unheard"]:
 			g.kill(step + ", unheard")
 		case !g.seen[step+", unanswered"]:
@@ -230,6 +268,28 @@ func (g *grave) meddle(next http.Handler) http.Handler {
 		}
 		panic(http.ErrAbortHandler)
 	})
+}
+
+// keepsStill wants nothing posted that waits for what this life has no room for.
+func (g *grave) keepsStill(step string) {
+	b, err := os.ReadFile(g.mortal.Ledger)
+	if err != nil || int64(len(b)) == g.begun {
+		return
+	}
+	failed := string(b[g.begun:])
+	for file, waits := range map[string][]string{
+		"dealing-":               {"commitment", "dealing"},
+		"share-":                 {"transcript"},
+		"position.json":          {"cosignature"},
+		"fuse, before a share: ": {"share true"},
+		"fuse, at a start: ":     {""},
+	} {
+		for _, what := range waits {
+			if strings.Contains(failed, file) && strings.Contains(step, what) {
+				g.t.Errorf("with no room at %q it posted %q", strings.TrimSpace(failed), step)
+			}
+		}
+	}
 }
 
 // kill ends this life at a step. The caller has the lock.
@@ -267,6 +327,7 @@ func (g *grave) noncesOnce() {
 	signed := map[[32]byte][]byte{} // list to the share
 	life, fresh := 0, false
 	shares := 0
+	slices.SortStableFunc(g.posts, func(a, b post) int { return a.life - b.life })
 	for _, p := range g.posts {
 		if p.life != life {
 			life, fresh = p.life, false
@@ -288,7 +349,7 @@ func (g *grave) noncesOnce() {
 			offered[string(p.doc.Offer)], fresh = string(p.body), true
 		}
 	}
-	if shares < 2 {
+	if shares < 2 && !g.mortal.Full {
 		g.t.Errorf("%d shares of signatures, want one for each death at one", shares)
 	}
 }
@@ -303,27 +364,43 @@ func (g *grave) noncesOnce() {
 //
 // With KEYTURN_SLOW set every notary of the first council that goes on is the
 // victim in turn, with keys in files and with a token and a fuse, and every step is
-// enumerated in both, see grave.
+// enumerated in both, see way.
 func TestFaultKilledAtEveryStep(t *testing.T) {
 	if os.Getenv("KEYTURN_SLOW") == "" {
-		t.Run("n2, files", func(t *testing.T) { t.Parallel(); killedAtEveryStep(t, 1, false, true) })
-		t.Run("n1, token and fuse", func(t *testing.T) { t.Parallel(); killedAtEveryStep(t, 0, true, false) })
+		t.Parallel()
+		t.Run("n2, files", func(t *testing.T) { t.Parallel(); lifeCycle(t, 1, way{Every: true}) })
+		t.Run("n1, token and fuse", func(t *testing.T) { t.Parallel(); lifeCycle(t, 0, way{Hardware: true}) })
 		return
 	}
 	for i := range 3 {
-		t.Run(fmt.Sprintf("n%d, files", i+1), func(t *testing.T) { killedAtEveryStep(t, i, false, true) })
-		t.Run(fmt.Sprintf("n%d, token and fuse", i+1), func(t *testing.T) { killedAtEveryStep(t, i, true, true) })
+		t.Run(fmt.Sprintf("n%d, files", i+1), func(t *testing.T) { lifeCycle(t, i, way{Every: true}) })
+		t.Run(fmt.Sprintf("n%d, token and fuse", i+1), func(t *testing.T) { lifeCycle(t, i, way{Hardware: true, Every: true}) })
 	}
 }
 
+// The disk of a notary with a token and a fuse is full at every step of the same:
+// at each part of each write, of a dealing, of a share, of the position and of the
+// fuse. As long as that is so it says nothing that depends on it. Then it is
+// started again and there is room.
+func TestFaultDiskFullAtEveryStep(t *testing.T) {
+	t.Parallel()
+	probe := make(chan error)
+	go func() { probe <- fill(unix.SYS_RENAMEAT, "") }() // its thread ends with it
+	if err := <-probe; err != nil {
+		t.Skip("needs the right to filter system calls: ", err)
+	}
+	lifeCycle(t, 2, way{Hardware: true, Full: true})
+}
+
 // sentence makes a notary of a cluster that is to be founded the victim.
-func sentence(c *signofftest.Cluster, victim *signofftest.Notary, hardware, every bool) *grave {
+func sentence(c *signofftest.Cluster, victim *signofftest.Notary, w way) *grave {
 	t := c.T.(*testing.T)
 	t.Helper()
 	g := &grave{t: t, victim: victim, seen: map[string]bool{}, copies: map[string]bool{}, ended: make(chan struct{})}
-	g.mortal = mortal{URL: c.URL, TLS: c.Charter.Coordinators[0].TLS, Dir: victim.Dir,
-		Ledger: filepath.Join(c.Dir, "deaths"), Phase: filepath.Join(c.Dir, "phase"), After: "nothing", Every: every}
-	if hardware {
+	g.url = c.URL
+	g.mortal = mortal{TLS: c.Charter.Coordinators[0].TLS, Dir: victim.Dir,
+		Ledger: filepath.Join(c.Dir, "deaths"), Phase: filepath.Join(c.Dir, "phase"), After: "nothing", way: w}
+	if w.Hardware {
 		g.mortal.Token, g.mortal.TPM = newToken(t), swtpm.New(t).Path
 		tok, err := holdToken(t.Context(), g.mortal.Token, victim)
 		check(t, err)
@@ -355,11 +432,11 @@ func (g *grave) carryOut(c *signofftest.Cluster) {
 	g.t.Cleanup(g.bury)
 }
 
-func killedAtEveryStep(t *testing.T, i int, hardware, every bool) {
+func lifeCycle(t *testing.T, i int, w way) {
 	began := time.Now()
 	c := signofftest.Keys(t, nil)
 	c.Patience = 10 * time.Minute // for dozens of lives, in some phases
-	g := sentence(c, c.Notaries[i], hardware, every)
+	g := sentence(c, c.Notaries[i], w)
 	g.carryOut(c)
 	c.Wait("a group key", func(s *authority.State) bool { return s.Group != nil })
 	var key [32]byte
@@ -391,11 +468,11 @@ func killedAtEveryStep(t *testing.T, i int, hardware, every bool) {
 	}
 	g.bury()
 	t.Logf("the life cycle took %s", time.Since(began).Round(time.Second))
-	if hardware {
+	if w.Hardware {
 		g.victim.Fuse.TPM = openTPM(t, g.mortal.TPM)
 	}
 	g.judge(c, key, council)
-	if hardware {
+	if w.Hardware {
 		g.copiesRefused(c.ID)
 	}
 }
@@ -450,40 +527,11 @@ func signedBy(c *signofftest.Cluster, action string, people []string, gone *sign
 func (g *grave) judge(c *signofftest.Cluster, key [32]byte, council []*signofftest.Notary) {
 	t := g.t
 	deaths := g.deaths()
-	t.Logf("%d lives, killed at %d steps:\n%s", g.lives, len(deaths), strings.Join(deaths, "\n"))
-	want := map[string]int{"erased dealing-": 2, "erased share-": 1}
-	positions := 5
-	if g.mortal.Every {
-		positions = 10
-	}
-	for _, done := range []string{"written ", "synced ", "renamed "} {
-		want[done+"dealing-"], want[done+"share-"], want[done+"position.json"] = 2, 2, positions
-	}
-	// Of what is not done again, one may be done just as something else kills.
-	want["renamed dealing-"], want["renamed share-"] = 1, 1
-	for _, step := range []string{"commitment", "dealing", "transcript", "signing"} {
-		want[step+" 1, "], want[step+" 2, "] = 2, 2
-	}
-	want["signing 1, "], want["signing 2, "] = 4, 4
-	want["redealing, "], want["custody, "], want["cosignature "] = 2, 2, 2*positions
-	if g.mortal.TPM != "" {
-		for _, phase := range []string{"key generation", "signing", "reshare", "moving", "signing again"} {
-			want["fuse, at a start: "] += 7
-			for _, operation := range []string{"sign", "cosign"} {
-				want["helper, "+operation+", "+phase] = 1
-			}
-		}
-		want["fuse, before a share: "] = 7
-		want["helper, unseal, signing"], want["helper, unseal, signing again"] = 1, 1
-		for _, phase := range []string{"key generation", "reshare", "moving"} {
-			want["helper, agree, "+phase] = 1
-		}
-		want["helper, seal, key generation"], want["helper, seal, reshare"] = 1, 1
-	}
-	for step, n := range want {
+	t.Logf("%d lives, ended at %d steps:\n%s", g.lives, len(deaths), strings.Join(deaths, "\n"))
+	for step, n := range g.wanted() {
 		got := slices.DeleteFunc(slices.Clone(deaths), func(d string) bool { return !strings.HasPrefix(d, step) })
 		if len(got) < n {
-			t.Errorf("killed %d times at %q, want at least %d", len(got), step, n)
+			t.Errorf("%d lives ended at %q, want at least %d", len(got), step, n)
 		}
 	}
 	g.noncesOnce()
@@ -537,6 +585,52 @@ func (g *grave) judge(c *signofftest.Cluster, key [32]byte, council []*signoffte
 			y.Close()
 		}
 	})
+}
+
+// wanted is how many steps of which kind a life has to have ended at, at least.
+func (g *grave) wanted() map[string]int {
+	want := map[string]int{}
+	positions := 5 // phases
+	switch {
+	case g.mortal.Every:
+		positions = 10
+	case g.mortal.Full:
+		positions = 1
+	}
+	for _, done := range []string{"created ", "written ", "synced ", "renamed "} {
+		want[done+"dealing-"], want[done+"share-"], want[done+"position.json"] = 2, 2, positions
+	}
+	if g.mortal.Full {
+		for _, done := range []string{"created", "written", "synced", "renamed"} {
+			for _, of := range []string{"intent", "count"} {
+				want["fuse, at a start: "+done+" "+of], want["fuse, before a share: "+done+" "+of] = 1, 1
+			}
+		}
+		return want
+	}
+	want["erased dealing-"], want["erased share-"] = 2, 1
+	// Of what is not done again, one may be done just as something else kills.
+	want["renamed dealing-"], want["renamed share-"] = 1, 1
+	for _, step := range []string{"commitment", "dealing", "transcript", "signing"} {
+		want[step+" 1, "], want[step+" 2, "] = 2, 2
+	}
+	want["signing 1, "], want["signing 2, "] = 4, 4
+	want["redealing, "], want["custody, "], want["cosignature "] = 2, 2, 2*positions
+	if g.mortal.TPM != "" {
+		for _, phase := range []string{"key generation", "signing", "reshare", "moving", "signing again"} {
+			want["fuse, at a start: "] += 9
+			for _, operation := range []string{"sign", "cosign"} {
+				want["helper, "+operation+", "+phase] = 1
+			}
+		}
+		want["fuse, before a share: "] = 9
+		want["helper, unseal, signing"], want["helper, unseal, signing again"] = 1, 1
+		for _, phase := range []string{"key generation", "reshare", "moving"} {
+			want["helper, agree, "+phase] = 1
+		}
+		want["helper, seal, key generation"], want["helper, seal, reshare"] = 1, 1
+	}
+	return want
 }
 
 // sealedFiles are the secrets on the victim's disk but its fuse's, half written

@@ -11,11 +11,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/hsm/file"
@@ -43,7 +48,7 @@ type mortal struct {
 	Ledger  string       // file: the steps at which it was killed already
 	Phase   string       // file: what the cluster is about
 	After   string       // the step at which the life before ended
-	Every   bool         // see grave
+	way
 }
 
 const (
@@ -115,7 +120,7 @@ func holdFiles(at string, n *signofftest.Notary) (err error) {
 }
 
 // liveAndDie runs the notary until it has done something on its disk or with
-// its TPM for the first time ever; there it kills itself.
+// its TPM for the first time ever; there it kills itself, or has its disk full.
 func liveAndDie(spec string) error {
 	var m mortal
 	if err := json.Unmarshal([]byte(spec), &m); err != nil {
@@ -141,7 +146,7 @@ func liveAndDie(spec string) error {
 		return err
 	}
 	cfg.Signing, cfg.Witness, cfg.Exchange, cfg.Sealer = keys.Signing, keys.Witness, keys.Exchange, keys.Sealer
-	if m.Files == "" {
+	if m.Files == "" && !m.Full {
 		cfg.Signing, cfg.Witness, cfg.Exchange, cfg.Sealer = frailKey{keys.Signing, "sign", f}, frailKey{keys.Witness, "cosign", f}, frailDecrypter{keys.Exchange, f}, frailSealer{keys.Sealer, f}
 	}
 	if m.TPM != "" {
@@ -165,8 +170,9 @@ type fate struct {
 	ledger *os.File
 	mu     sync.Mutex
 	known  map[string]bool
-	moving bool // the counter has moved and the file does not say so
-	armed  bool // the fuse was moved on for this life's start
+	moving bool   // the counter has moved and the file does not say so
+	armed  bool   // the fuse was moved on for this life's start
+	full   string // the disk is full at this step of that file
 }
 
 func newFate(m *mortal) (*fate, error) {
@@ -198,10 +204,72 @@ func (f *fate) first(step string) bool {
 func (f *fate) step(done, name string, data []byte) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.first(f.name(done, name, data)) {
-		syscall.Kill(os.Getpid(), syscall.SIGKILL)
-		select {}
+	step := f.name(done, name, data)
+	switch {
+	case !f.m.Full:
+		if f.first(step) {
+			syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
+	case f.full == "" && nextCall[done] != 0 && f.first(step):
+		f.full = done + name
+		time.AfterFunc(full, func() { syscall.Kill(os.Getpid(), syscall.SIGKILL) })
+		fallthrough
+	case f.full == "created"+name && done == "created": // again, to another descriptor
+		if err := fill(nextCall[done], filepath.Join(f.m.Dir, name)); err != nil {
+			panic(err)
+		}
 	}
+}
+
+// full is how long a life goes on with a full disk.
+const full = 300 * time.Millisecond
+
+// nextCall is the system call that comes after a step.
+var nextCall = map[string]uint32{"created": unix.SYS_WRITE, "written": unix.SYS_FSYNC, "synced": unix.SYS_RENAMEAT, "renamed": unix.SYS_FSYNC}
+
+// fill has a system call of this goroutine fail from here on as on a full disk: a
+// write if it is to what will be the file at path, others always. The thread is
+// this goroutine's for good, since no filter of calls is ever taken off.
+func fill(call uint32, path string) error {
+	runtime.LockOSThread()
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0}, // the call's number in struct seccomp_data
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: call, Jt: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	if call == unix.SYS_WRITE {
+		fd, err := temporary(path)
+		if err != nil {
+			return err
+		}
+		filter = append(filter,
+			unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 16}, // its first argument
+			unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: fd, Jt: 1},
+			unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW})
+	}
+	filter = append(filter, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSPC)})
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	return unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0)
+}
+
+// temporary is the descriptor of the file that is being written for path.
+func temporary(path string) (uint32, error) {
+	links, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil {
+		return 0, err
+	}
+	for _, link := range links {
+		at, _ := os.Readlink(link) // some are closed meanwhile
+		if strings.HasPrefix(at, path+".") {
+			fd, err := strconv.ParseUint(filepath.Base(link), 10, 32)
+			return uint32(fd), err
+		}
+	}
+	return 0, fmt.Errorf("nothing is open of %s", path)
 }
 
 // name is the same for the same step of another life. What is written of the
@@ -234,12 +302,16 @@ func (f *fate) name(done, name string, data []byte) string {
 		return f.ofFuse(done + " count of the life before")
 	case f.m.Every:
 		return fmt.Sprintf("%s position.json at %d", done, p.Seen.Size)
+	case f.m.Full:
+		return done + " position.json"
 	}
 	return done + " position.json, " + f.phase()
 }
 
 func (f *fate) ofFuse(step string) string {
 	switch {
+	case f.m.Full && !f.armed:
+		return "fuse, at a start: " + step
 	case f.armed && f.m.Every:
 		return "fuse, before a share: " + step + ", " + f.phase()
 	case f.armed: // one that is not given costs all others their patience

@@ -134,6 +134,10 @@ func (s *store) open(charter Digest) (err error) {
 	if err := syscall.Flock(int(s.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return fmt.Errorf("notary: lock %s: another process runs on it; stop that first: %w", dir, err)
 	}
+	// What a process that was killed has renamed would be gone if power failed.
+	if err := s.sync(); err != nil {
+		return err
+	}
 	b, err := os.ReadFile(filepath.Join(dir, positionFile))
 	if err != nil {
 		return fmt.Errorf("notary: %w", err)
@@ -234,6 +238,7 @@ func (s *store) write(name string, data []byte) (err error) {
 			err = fmt.Errorf("notary: save %s: %w", name, err)
 		}
 	}()
+	s.did("created", name, data)
 	if _, err = tmp.Write(data); err != nil {
 		return errors.Join(err, tmp.Close())
 	}
@@ -279,10 +284,14 @@ func (s *store) erase(keep func(name string) bool) error {
 	return s.sync()
 }
 
+// sync makes durable what was renamed and removed.
 func (s *store) sync() error {
 	d, err := os.Open(s.dir)
-	if err != nil {
-		return err
+	if err == nil {
+		err = errors.Join(d.Sync(), d.Close())
 	}
-	return errors.Join(d.Sync(), d.Close())
+	if err != nil {
+		return fmt.Errorf("notary: %w", err)
+	}
+	return nil
 }
