@@ -2,6 +2,8 @@ package ima
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"maps"
 	"slices"
 	"strings"
@@ -282,5 +284,44 @@ func TestAttackState(t *testing.T) {
 	}
 	if got, err := s.Advance(list[s.Offset:], next); err != nil || len(got) != 2 {
 		t.Errorf("%d entries, %v", len(got), err)
+	}
+}
+
+// TestAttackRelabelledTemplate: no digest covers a template's name. Whoever shows the
+// list could have a field that a user filled, such as the command line of a kexec,
+// read as the path or the digest, and so hide an entry behind a rule.
+func TestAttackRelabelledTemplate(t *testing.T) {
+	allowed := sum32
+	judge, err := NewJudge(Rules{
+		Files:  map[string][]string{"/usr/bin/tool": {"sha256:" + hex.EncodeToString(allowed[:])}},
+		Ignore: []string{"/var/log/"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	hidden := []byte("/var/log/x root=/dev/evil\x00") // as a kernel takes it for its command line
+	sum := sha256.Sum256(hidden)
+	measured := made{pcr: PCR, template: "ima-buf", fields: [][]byte{digestNG("sha256", sum[:]), []byte("kexec-cmdline\x00"), hidden}}
+	claimed := made{pcr: PCR, template: "ima-buf", fields: [][]byte{digestNG("sha256", sum[:]), []byte("/usr/bin/tool\x00"), digestNG("sha256", allowed[:])}}
+	for _, tt := range []struct {
+		made
+		names []string
+	}{
+		{measured, []string{"d-ng|xattrnames|n-ng", "buf|xattrnames|n-ng", "d-ng|n-ng|n", "xattrnames|xattrvalues|n-ng"}},
+		{claimed, []string{"xattrnames|n-ng|d-ng", "buf|n-ng|d-ng", "d|n-ng|d-ng"}},
+	} {
+		quoted := extended(sha256Hash, tt.made)
+		for _, name := range append(tt.names, tt.template) {
+			tt.template = name
+			entries, err := Prove("sha256", binaryList(tt.made), quoted)
+			if err == nil {
+				err = judge.Check(entries)
+			}
+			if err == nil {
+				t.Errorf("%s: what no rule allows passes as %v", name, &entries[0])
+			} else if name != "ima-buf" && !strings.Contains(err.Error(), "a digest comes first, then a name") {
+				t.Errorf("%s: refused for another reason: %v", name, err)
+			}
+		}
 	}
 }

@@ -20,7 +20,9 @@
 //
 // [Parse] takes both formats of the list, binary and ASCII, with templates ima, ima-ng,
 // ima-sig, ima-buf, their variants, and formats composed of known fields such as
-// d-ng|n-ng (kernel documentation, security/IMA-templates). Binary lists are
+// d-ng|n-ng (kernel documentation, security/IMA-templates). No digest covers the
+// template's name, so a format is taken only if its digest comes first and its name
+// second: its fields cannot be read as others then. Binary lists are
 // little-endian, as ima_canonical_fmt has them everywhere. [Rules] judge the
 // entries by path, digest and signature; by default nothing is allowed.
 package ima

@@ -56,7 +56,9 @@ var knownFields = []field{
 }
 
 // findTemplate returns the template of that name, or of that format: fields
-// separated by bars.
+// separated by bars. The name is not hashed, so whoever shows a list could have a
+// field read as another: a format has its digest first, then its name, and no
+// other of either kind, as every template of the kernel's has.
 func findTemplate(name []byte) (*template, error) {
 	for i := range templates {
 		if string(name) == templates[i].name {
@@ -71,7 +73,16 @@ func findTemplate(name []byte) (*template, error) {
 		if !slices.Contains(knownFields, field(part)) || len(t.fields) == maxFields || slices.Contains(t.fields, field(part)) {
 			return nil, fmt.Errorf("template %.40q: field %.20q is not one that is known, is there twice or is one too many", name, part)
 		}
+		if f := field(part); f.isDigest() != (len(t.fields) == 0) || f.isName() != (len(t.fields) == 1) {
+			return nil, fmt.Errorf("template %.40q: field %s stands where it is not read: a digest comes first, then a name", name, f)
+		}
 		t.fields = append(t.fields, field(part))
 	}
 	return t, nil
 }
+
+func (f field) isDigest() bool {
+	return f == fieldDigest || f == fieldDigestNG || f == fieldDigestV2
+}
+
+func (f field) isName() bool { return f == fieldName || f == fieldNameNG }
