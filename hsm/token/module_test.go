@@ -304,6 +304,48 @@ func TestPINTriesLeft(t *testing.T) {
 
 // A token that turns out to be on its last try while the program runs is not
 // tried by a restarted helper.
+// A token that refuses a login and does not say that the PIN is wrong may count a
+// try all the same. A service tries again once, and then no more.
+func TestFaultLoginRefusedWithoutReason(t *testing.T) {
+	f := newFaultyModule(t)
+	f.cfg.Timeout = 0 // a busy machine is none of the faults meant
+	tok := f.open(t, "alice")
+	generate(t, tok, "p256", hsm.KindP256)
+	k := openKey(t, tok, "p256", nil)
+	again := func(fault string) error {
+		t.Helper()
+		f.do(t, fault)
+		waitFor(t, "the end of all helpers but one", func() bool { return len(helpers(t)) == 1 })
+		kill(t, theHelper(t), syscall.SIGKILL)
+		waitFor(t, "the helper's end", func() bool { return len(helpers(t)) == 0 })
+		f.tries(t)
+		return sign(k)
+	}
+	// Once is no reason to give up: it may have been the reader.
+	for range 2 {
+		if err := again("vague-login"); err == nil || errors.Is(err, hsm.ErrGone) || f.tries(t) != 1 {
+			t.Errorf("refused without a reason: %v", err)
+		}
+		f.do(t, "")
+		if err := sign(k); err != nil {
+			t.Fatalf("after it: %v", err)
+		}
+	}
+	err := again("vague-login")
+	for range 5 {
+		if err = sign(k); err == nil {
+			t.Fatal("signed")
+		}
+	}
+	if n := f.tries(t); n != 2 {
+		t.Errorf("%d logins were tried, want two: %v", n, err)
+	}
+	f.do(t, "")
+	if err := sign(k); err == nil || f.tries(t) != 0 {
+		t.Errorf("tried once more: %v", err)
+	}
+}
+
 func TestFinalTryRespectedOnRestart(t *testing.T) {
 	f := newFaultyModule(t)
 	tok := f.open(t, "alice")

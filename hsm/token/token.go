@@ -8,7 +8,8 @@
 //
 // The PIN is asked for at each start of the helper, travels over the socketpair
 // only, in locked memory at both ends, and is wiped. A PIN that was refused is never tried again: the Token
-// answers ErrWrongPIN from then on, without a word to the device.
+// answers ErrWrongPIN from then on, without a word to the device. So does it, with
+// what the token said, once that refused twice in a row and gave no reason.
 //
 // Every use of a key names the public key that was pinned. The helper looks the
 // key up by label and public key, and each signature is verified here before it
@@ -36,6 +37,10 @@ type TokenInfo = wire.TokenInfo
 // that follow, so that a missing token is not hammered with new processes.
 const restartPause = 100 * time.Millisecond
 
+// maxUnclear is how many logins in a row a token may refuse without saying that the
+// PIN is at fault. It may count them as wrong all the same, and cards lock at three.
+const maxUnclear = 2
+
 // Token is one PKCS#11 token. It is safe for use by many goroutines.
 type Token struct {
 	cfg  Config
@@ -49,6 +54,7 @@ type Token struct {
 	opened   bool    // info is set
 	closed   bool    // for good
 	refused  error   // a PIN was refused: for good
+	unclear  int     // logins in a row that the token refused without a reason
 	failure  error   // of the last start, within restartPause
 	failedAt time.Time
 }
@@ -218,7 +224,13 @@ func (t *Token) login(ctx context.Context, h *helper, info TokenInfo) error {
 		return fmt.Errorf("the pin has %d bytes, not 1 to %d", n, wire.MaxPIN)
 	}
 	_, err = h.call(ctx, wire.OpLogin, pin.Bytes(), flag(t.cfg.Interactive))
-	if errors.Is(err, hsm.ErrWrongPIN) || errors.Is(err, hsm.ErrLocked) {
+	switch {
+	case err == nil:
+		t.unclear = 0
+	case errors.Is(err, wire.ErrRefused):
+		t.unclear++
+	}
+	if errors.Is(err, hsm.ErrWrongPIN) || errors.Is(err, hsm.ErrLocked) || t.unclear == maxUnclear {
 		t.refused = fmt.Errorf("%w (not tried again; open the token anew with the right pin)", err)
 	}
 	return err

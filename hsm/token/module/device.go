@@ -164,7 +164,11 @@ func (d *device) login(fields [][]byte) ([]byte, error) {
 		return nil, err
 	}
 	if err := d.p.Login(d.base, pkcs11.CKU_USER, borrow(fields[0])); err != nil {
-		return nil, missing(d.triesLeft(fmt.Errorf("log in: %w", err)))
+		err = d.triesLeft(fmt.Errorf("log in: %w", err))
+		if silent := d.session(d.answers); silent == nil || errors.Is(silent, pkcs11.Error(pkcs11.CKR_USER_NOT_LOGGED_IN)) {
+			return nil, err // the token has seen the PIN, and may have counted a try
+		}
+		return nil, missing(err)
 	}
 	return nil, nil
 }
@@ -222,7 +226,7 @@ func (d *device) mayTry(pin, interactive []byte) error {
 	}
 	s, err := readSlot(d.p, d.slot)
 	if err != nil {
-		return err
+		return missing(err) // no pin was sent
 	}
 	attended := len(interactive) == 1 && interactive[0] == 1
 	switch {

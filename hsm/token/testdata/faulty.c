@@ -50,6 +50,8 @@ static CK_RV login(CK_SESSION_HANDLE s, CK_USER_TYPE user, CK_UTF8CHAR *pin, CK_
 		*(volatile int *)8 = 1;
 	if (fault("hang-login"))
 		pause();
+	if (fault("vague-login"))
+		return CKR_FUNCTION_FAILED;
 	return fault("locks") ? CKR_PIN_LOCKED : real->C_Login(s, user, pin, n);
 }
 

@@ -78,6 +78,9 @@ const (
 // ErrLost is hsm.ErrGone where a new helper may find what this one lost.
 var ErrLost = fmt.Errorf("%w, helper or token lost", hsm.ErrGone)
 
+// ErrRefused: the token is there, and said no for a reason that has no code.
+var ErrRefused = errors.New("refused")
+
 // Err returns the error that c stands for, with what the helper said about it.
 // An unknown code is an error like any other.
 func (c Code) Err(text string) error {
@@ -95,7 +98,7 @@ func (c Code) Err(text string) error {
 	case known:
 		return fmt.Errorf("%w: %s", kind, text)
 	case c == CodeRefused:
-		return errors.New("refused: " + text)
+		return fmt.Errorf("%w: %s", ErrRefused, text)
 	}
 	return fmt.Errorf("helper answered with unknown code %d", c)
 }
