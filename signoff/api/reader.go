@@ -20,17 +20,17 @@ func NewReader(topic string) *Reader { return &Reader{topic: topic} }
 func (r *Reader) Topic() string { return r.topic }
 
 // Receive returns messages not returned before, waiting at most wait for the
-// first. When the box is another than before it returns none, and the next
-// call begins at the start: a coordinator that changes its box for ever stalls
-// its readers and does no worse.
+// first. When the box is another than before it begins at the start of that one,
+// once: a coordinator that changes its box for ever stalls its readers and does
+// no worse.
 func (r *Reader) Receive(ctx context.Context, c *Client, wait time.Duration) ([][]byte, error) {
 	mail, err := c.Receive(ctx, r.topic, r.after, wait)
+	if err == nil && r.box != "" && mail.Box != r.box {
+		r.after = 0
+		mail, err = c.Receive(ctx, r.topic, 0, wait)
+	}
 	if err != nil {
 		return nil, err
-	}
-	if r.box != "" && mail.Box != r.box {
-		r.box, r.after = mail.Box, 0
-		return nil, nil
 	}
 	r.box = mail.Box
 	var out [][]byte
