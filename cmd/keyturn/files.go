@@ -81,7 +81,7 @@ func warrantCmd(a *app) *cobra.Command {
 }
 
 func manCmd(root *cobra.Command) *cobra.Command {
-	return &cobra.Command{Use: "man DIR", Short: "write manual pages", Args: cobra.ExactArgs(1), Hidden: true,
+	return &cobra.Command{Use: "man DIR", Short: "write manual pages", Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			if err := os.MkdirAll(args[0], 0o755); err != nil {
 				return err
