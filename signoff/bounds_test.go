@@ -8,6 +8,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/dsse"
 )
@@ -82,6 +83,19 @@ func TestNames(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// A requester calls the recipient's key what nobody here can know, and approvers
+// would read it.
+func TestAttackRecipientsKeyPraised(t *testing.T) {
+	for class, good := range map[hsm.Class]bool{hsm.ClassSoftware: true, hsm.ClassSelfDeclared: true,
+		hsm.ClassSealed: false, hsm.ClassWitnessed: false, hsm.ClassAttested: false, "": false, "very good": false} {
+		r := export()
+		r.Export.RecipientKey.Class = class
+		if _, err := signoff.Write(r); (err == nil) != good {
+			t.Errorf("class %q: %v", class, err)
+		}
+	}
 }
 
 func TestAttackOversized(t *testing.T) {

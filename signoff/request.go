@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/signoff/dsse"
 )
 
@@ -67,7 +68,7 @@ type Request struct {
 type Export struct {
 	Object       Digest    `json:"object"`
 	Recipient    string    `json:"recipient"`    // name people know the recipient by
-	RecipientKey PublicKey `json:"recipientKey"` // P-256; shares are sealed to it
+	RecipientKey PublicKey `json:"recipientKey"` // P-256, self-declared or software: shares are sealed to it
 	Destination  string    `json:"destination"`  // media serial or place, as text
 }
 
@@ -255,6 +256,9 @@ func (e *Export) check() error {
 	}
 	if err := e.RecipientKey.check("recipient key", false); err != nil {
 		return err
+	}
+	if c := e.RecipientKey.Class; c.AtLeast(hsm.ClassSealed) {
+		return fmt.Errorf("recipient key: class %q; what nobody of this cluster looked at is %s, or %s", c, hsm.ClassSelfDeclared, hsm.ClassSoftware)
 	}
 	_, err := e.RecipientKey.ECDH()
 	return err

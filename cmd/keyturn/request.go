@@ -13,6 +13,7 @@ import (
 	"github.com/keyturn/keyturn/attest"
 	"github.com/keyturn/keyturn/cmd/internal/config"
 	"github.com/keyturn/keyturn/cmd/internal/ui"
+	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/api"
 	"github.com/keyturn/keyturn/signoff/authority"
@@ -99,6 +100,7 @@ func (r *asking) export() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			key.Class = hsm.Worst(key.Class, hsm.ClassSelfDeclared) // whatever its owner was shown
 			return r.ask(cmd.Context(), signoff.ActionExport, func(q *signoff.Request, _ *authority.State) error {
 				q.Export = &signoff.Export{Object: id, Recipient: recipient, RecipientKey: key, Destination: destination}
 				return nil
