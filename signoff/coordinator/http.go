@@ -268,11 +268,11 @@ func (c *Coordinator) putBlob(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusInsufficientStorage, "make room on the coordinator's disk", errors.Join(err, fmt.Errorf("%d MiB are free, blobs leave %d", free>>20, spare>>20)))
 		return
 	}
-	data, ok := body(w, r, api.MaxBlob)
-	if !ok {
+	digest, err := c.cfg.Archive.PutBlobFrom(http.MaxBytesReader(w, r.Body, api.MaxBlob))
+	if large := (*http.MaxBytesError)(nil); errors.As(err, &large) {
+		refuse(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("at most %d bytes", large.Limit), err)
 		return
 	}
-	digest, err := c.cfg.Archive.PutBlob(data)
 	if err != nil {
 		refuse(w, http.StatusServiceUnavailable, "see that the coordinator's disk has room", err)
 		return
@@ -287,7 +287,7 @@ func (c *Coordinator) getBlob(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, "", err)
 		return
 	}
-	data, err := c.cfg.Archive.Blob(r.Context(), digest)
+	blob, size, err := c.cfg.Archive.OpenBlob(digest)
 	if errors.Is(err, fs.ErrNotExist) {
 		refuse(w, http.StatusNotFound, "", fmt.Errorf("blob %s is not here", digest))
 		return
@@ -296,7 +296,10 @@ func (c *Coordinator) getBlob(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusInternalServerError, "", err)
 		return
 	}
-	w.Write(data)
+	defer blob.Close()
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
+	io.Copy(w, blob) // whoever asked sees by the digest what did not come
 }
 
 func (c *Coordinator) postCosignature(w http.ResponseWriter, r *http.Request) {

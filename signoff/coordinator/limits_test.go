@@ -3,13 +3,17 @@ package coordinator
 import (
 	"bytes"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/keyturn/keyturn/signoff/api"
+	"github.com/keyturn/keyturn/signoff/dsse"
 	"github.com/keyturn/keyturn/signoff/log"
 )
 
@@ -81,5 +85,75 @@ func TestAttackBlobsThatFillTheDisk(t *testing.T) {
 	}
 	if err := c.cfg.Archive.Append([][]byte{[]byte("entry")}); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// slow hands out n bytes, of zero, and then nothing until release is closed.
+type slow struct {
+	n       int
+	reached func()
+	release chan struct{}
+}
+
+func (s *slow) Read(b []byte) (int, error) {
+	if s.n == 0 {
+		s.reached()
+		<-s.release
+		return 0, io.EOF
+	}
+	n := min(len(b), s.n)
+	clear(b[:n])
+	s.n -= n
+	return n, nil
+}
+
+// deaf takes one write and is slow to take another.
+type deaf struct {
+	*httptest.ResponseRecorder
+	reached func()
+	release chan struct{}
+}
+
+func (d *deaf) Write(b []byte) (int, error) {
+	d.reached()
+	<-d.release
+	return 0, io.ErrClosedPipe
+}
+
+// Strangers send blobs slowly and fetch them slowly, many at a time. None of them is
+// in memory as a whole.
+func TestAttackSlowBlobsThatFillMemory(t *testing.T) {
+	c := served(t)
+	const each, many = 2 << 20, 32
+	stored := ask(c, http.MethodPut, "/v1/blobs", strings.Repeat("x", each))
+	var digest api.Stored
+	if err := dsse.Decode(stored.Body.Bytes(), &digest); err != nil {
+		t.Fatal(err)
+	}
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	var waiting, done sync.WaitGroup
+	release := make(chan struct{})
+	for range many {
+		waiting.Add(2)
+		reached := sync.OnceFunc(waiting.Done)
+		done.Go(func() {
+			c.Handler().ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodPut, "/v1/blobs", &slow{each, reached, release}))
+		})
+		done.Go(func() {
+			c.Handler().ServeHTTP(&deaf{httptest.NewRecorder(), sync.OnceFunc(waiting.Done), release}, httptest.NewRequest(http.MethodGet, "/v1/blobs/"+digest.Digest.Hex(), nil))
+		})
+	}
+	waiting.Wait()
+	held := int64(heap()) - int64(before)
+	close(release)
+	done.Wait()
+	if held > many*each/4 {
+		t.Fatalf("%d bytes of %d sent and %d fetched at a time are in memory", held, many*each, many*each)
 	}
 }

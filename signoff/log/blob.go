@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -15,22 +16,44 @@ import (
 
 // PutBlob stores 1 to MaxBlob bytes under their SHA-256, durably, before an
 // entry may name them. Storing the same again is no error.
-func (a *Archive) PutBlob(data []byte) ([32]byte, error) {
-	if len(data) == 0 || len(data) > MaxBlob {
-		return [32]byte{}, fmt.Errorf("log: a blob of %d bytes; it has 1 to %d", len(data), MaxBlob)
-	}
+func (a *Archive) PutBlob(data []byte) ([32]byte, error) { return a.PutBlobFrom(bytes.NewReader(data)) }
+
+// PutBlobFrom is PutBlob of what r has to its end, which is never in memory as a
+// whole: whoever sends it may be slow, and one of many.
+func (a *Archive) PutBlobFrom(r io.Reader) (digest [32]byte, err error) {
 	if err := a.writable(); err != nil {
-		return [32]byte{}, err
+		return digest, err
 	}
-	digest := sha256.Sum256(data)
-	ready, err := a.disk.stage([]file{{BlobPath(digest), data}})
+	h, n := sha256.New(), counter(0)
+	tmp, err := a.disk.writeTempFrom("blob", io.TeeReader(io.LimitReader(r, MaxBlob+1), io.MultiWriter(h, &n)))
 	if err != nil {
-		return [32]byte{}, err
+		return digest, err
 	}
-	if err := a.disk.place(ready); err != nil {
-		return [32]byte{}, a.fail(err)
+	if n == 0 || n > MaxBlob {
+		return digest, errors.Join(fmt.Errorf("log: a blob of %d bytes; it has 1 to %d", n, MaxBlob), os.Remove(tmp))
 	}
-	return digest, nil
+	blob := staged{BlobPath([32]byte(h.Sum(nil))), tmp}
+	if err := a.disk.mkdir(filepath.Dir(blob.path)); err != nil {
+		return digest, errors.Join(err, os.Remove(tmp))
+	}
+	if err := a.disk.place([]staged{blob}); err != nil {
+		return digest, a.fail(err)
+	}
+	return [32]byte(h.Sum(nil)), nil
+}
+
+// A counter counts bytes.
+type counter int64
+
+func (c *counter) Write(b []byte) (int, error) {
+	*c += counter(len(b))
+	return len(b), nil
+}
+
+// OpenBlob opens a blob to send it on, with its size. Whoever gets it compares the
+// digest.
+func (a *Archive) OpenBlob(digest [32]byte) (io.ReadCloser, int64, error) {
+	return openRegular(a.disk.root, BlobPath(digest))
 }
 
 // Blob returns the bytes with this SHA-256.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -100,14 +101,19 @@ func (d *disk) has(f file) (bool, error) {
 
 // writeTemp writes and syncs the bytes of f under tmp.
 func (d *disk) writeTemp(f file) (name string, err error) {
-	if err := d.at("write", f.path); err != nil {
+	return d.writeTempFrom(f.path, bytes.NewReader(f.data))
+}
+
+// writeTempFrom is writeTemp of what r has to its end.
+func (d *disk) writeTempFrom(path string, r io.Reader) (name string, err error) {
+	if err := d.at("write", path); err != nil {
 		return "", err
 	}
 	w, err := os.CreateTemp(filepath.Join(d.root, tmpDir), "w")
 	if err != nil {
-		return "", fmt.Errorf("log: write %s: %w", f.path, err)
+		return "", fmt.Errorf("log: write %s: %w", path, err)
 	}
-	_, err = w.Write(f.data)
+	_, err = io.Copy(w, r)
 	if err == nil {
 		err = w.Chmod(0o644)
 	}
@@ -118,11 +124,11 @@ func (d *disk) writeTemp(f file) (name string, err error) {
 		err = e
 	}
 	if err == nil {
-		err = d.at("written", f.path)
+		err = d.at("written", path)
 	}
 	if err != nil {
 		_ = os.Remove(w.Name())
-		return "", fmt.Errorf("log: write %s: %w", f.path, err)
+		return "", fmt.Errorf("log: write %s: %w", path, err)
 	}
 	return w.Name(), nil
 }

@@ -240,23 +240,31 @@ func readTile(root string, level int, n uint64, width int) ([]byte, error) {
 	return data, nil
 }
 
-// read reads a regular file of at most MaxBlob bytes, which is more than any other
-// file here has. The directory may be a stick that somebody handed over: a device, a
-// pipe or a file without end in it must not hold up whoever reads.
-func read(root, path string) ([]byte, error) {
+// openRegular opens a regular file of at most MaxBlob bytes, which is more than any
+// other file here has. The directory may be a stick that somebody handed over: a
+// device, a pipe or a file without end in it must not hold up whoever reads.
+func openRegular(root, path string) (*os.File, int64, error) {
 	f, err := os.OpenFile(filepath.Join(root, path), os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, fmt.Errorf("log: %w", err)
+		return nil, 0, fmt.Errorf("log: %w", err)
+	}
+	info, err := f.Stat()
+	if err == nil && (!info.Mode().IsRegular() || info.Size() > MaxBlob) {
+		err = fmt.Errorf("%s is not a file of at most %d bytes: %w", path, MaxBlob, ErrCorrupt)
+	}
+	if err != nil {
+		return nil, 0, errors.Join(fmt.Errorf("log: %w", err), f.Close())
+	}
+	return f, info.Size(), nil
+}
+
+func read(root, path string) ([]byte, error) {
+	f, size, err := openRegular(root, path)
+	if err != nil {
+		return nil, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("log: %w", err)
-	}
-	if !info.Mode().IsRegular() || info.Size() > MaxBlob {
-		return nil, fmt.Errorf("log: %s is not a file of at most %d bytes: %w", path, MaxBlob, ErrCorrupt)
-	}
-	data := make([]byte, info.Size())
+	data := make([]byte, size)
 	if _, err := io.ReadFull(f, data); err != nil {
 		return nil, fmt.Errorf("log: read %s: %w", path, err)
 	}
