@@ -19,7 +19,8 @@
 //	GET  /v1/mail/<topic>?after=N&wait=S        messages with a number above N
 //
 // Errors are JSON: {"error": "...", "hint": "..."}. 422 means the entry would
-// be void where it stands now, and why; 503 means try again.
+// be void where it stands now, and why; 429 that its signer has appended too much of
+// late; 503 means try again, 507 that the disk has no room for blobs.
 package api
 
 import (

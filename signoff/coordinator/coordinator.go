@@ -68,6 +68,8 @@ type Coordinator struct {
 	wake chan struct{}
 	free func() (uint64, error) // bytes that the archive's disk has left
 
+	rations rations
+
 	mu       sync.Mutex
 	auth     *authority.Authority // folded up to the archive's size
 	outcomes map[uint64]error     // of recent entries

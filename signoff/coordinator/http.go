@@ -191,6 +191,7 @@ func (c *Coordinator) postEntry(w http.ResponseWriter, r *http.Request) {
 	}
 	c.mu.Lock()
 	out, _, err := c.auth.Judge(line, c.blobs(r.Context()))
+	token, byPerson := c.auth.State().Tokens[out.Signer]
 	c.mu.Unlock()
 	switch {
 	case errors.Is(err, authority.ErrMissingBlob):
@@ -203,6 +204,11 @@ func (c *Coordinator) postEntry(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusUnprocessableEntity, "", out.Void)
 		return
 	case out.Void != nil:
+		return
+	}
+	// Of halts the fold takes few, and none may wait.
+	if byPerson && out.Kind != signoff.KindHalt && !c.rations.take(token.Person, len(line), time.Now()) {
+		refuse(w, http.StatusTooManyRequests, "wait; what is left grows every minute, and halts are always taken", fmt.Errorf("%s has appended too much of late", token.Name))
 		return
 	}
 	index, _, err := c.cfg.Order.Append(r.Context(), id, line)

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/keyturn/keyturn/signoff/api"
 	"github.com/keyturn/keyturn/signoff/dsse"
@@ -156,4 +157,32 @@ func TestAttackSlowBlobsThatFillMemory(t *testing.T) {
 	if held > many*each/4 {
 		t.Fatalf("%d bytes of %d sent and %d fetched at a time are in memory", held, many*each, many*each)
 	}
+}
+
+// A ration is full at first, comes back by the minute, and never grows above what it
+// was. A clock that goes back gives nothing.
+func TestRations(t *testing.T) {
+	var r rations
+	now, who := time.Unix(1_790_000_000, 0), Digest{1}
+	take := func(n int, want bool) {
+		t.Helper()
+		if got := r.take(who, n, now); got != want {
+			t.Fatalf("take %d: %v", n, got)
+		}
+	}
+	take(rationBurst, true)
+	take(1, false)
+	now = now.Add(59 * time.Second)
+	take(1, false)
+	now = now.Add(-time.Hour)
+	take(1, false)
+	now = now.Add(time.Hour + time.Second)
+	take(rationPace, true)
+	take(1, false)
+	if !r.take(Digest{2}, 1, now) {
+		t.Fatal("another's ration is gone")
+	}
+	now = now.Add(1000 * 24 * time.Hour)
+	take(rationBurst+1, false)
+	take(rationBurst, true)
 }
