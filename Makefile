@@ -47,7 +47,7 @@ down: ## stop what make up left running
 	@build/dev down --dir build/up
 
 test: deps vet ## all tests
-	@$(MAKE) --no-print-directory $(OPENCRYPTOKI) || echo "the tests of opencryptoki will skip"
+	@$(MAKE) -s --no-print-directory $(OPENCRYPTOKI) || echo "the tests of opencryptoki will skip"
 	@CGO_ENABLED=1 go test -timeout 20m ./...
 
 test-slow: deps ## the tests that take minutes, and gigabytes of disk
