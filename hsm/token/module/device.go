@@ -161,7 +161,7 @@ func (d *device) describe([][]byte) ([]byte, error) {
 // login sends the PIN once.
 func (d *device) login(fields [][]byte) ([]byte, error) {
 	if err := d.mayTry(fields[0], fields[1]); err != nil {
-		return nil, err
+		return nil, missing(err)
 	}
 	if err := d.p.Login(d.base, pkcs11.CKU_USER, borrow(fields[0])); err != nil {
 		err = d.triesLeft(fmt.Errorf("log in: %w", err))

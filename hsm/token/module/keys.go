@@ -59,7 +59,7 @@ func (d *device) use(n name, do func(pkcs11.SessionHandle, pkcs11.ObjectHandle) 
 	}
 	d.forget(n)
 	if silent := d.session(d.answers); silent != nil {
-		return silent
+		return coded{wire.CodeLost, fmt.Errorf("the token does not answer: %w", silent)}
 	}
 	if another || stale(err) {
 		err = d.session(attempt)
@@ -76,7 +76,7 @@ func (d *device) answers(s pkcs11.SessionHandle) error {
 	if err == nil || errors.Is(err, pkcs11.Error(pkcs11.CKR_RANDOM_NO_RNG)) || errors.Is(err, pkcs11.Error(pkcs11.CKR_FUNCTION_NOT_SUPPORTED)) {
 		return nil
 	}
-	return coded{wire.CodeLost, fmt.Errorf("the token does not answer: %w", err)}
+	return err
 }
 
 func (d *device) forget(n name) {

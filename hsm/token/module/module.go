@@ -179,7 +179,8 @@ func (s *server) open(fields [][]byte) ([]byte, error) {
 		return nil, missing(err)
 	}
 	s.d = d
-	return d.describe(nil)
+	info, err := d.describe(nil)
+	return info, missing(err)
 }
 
 func (s *server) tokens(fields [][]byte) ([]byte, error) {
