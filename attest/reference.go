@@ -59,7 +59,8 @@ func (r *ReferenceSet) Marshal() ([]byte, error) {
 
 // Validate refuses a set that says nothing, and one that accepts a PCR of the
 // firmware that was never extended: that is what a machine without measured boot
-// shows. In PCR 8 to 15 zeros say that nothing was added to what was booted.
+// shows. In PCR 8 to 15 zeros say that nothing was added to what was booted. PCR 16
+// and 23 are refused: any program can give them any value.
 func (r *ReferenceSet) Validate() error {
 	err := r.sound()
 	if err == nil && r.IMA != nil {
@@ -70,6 +71,10 @@ func (r *ReferenceSet) Validate() error {
 	}
 	return nil
 }
+
+// resettable are the PCRs that any locality can reset, for debugging and for
+// applications (PC Client platform TPM profile, table 5).
+var resettable = []int{16, 23}
 
 // sound is Validate without the rules for files, of which there may be many: they
 // are compiled where a node is judged by them.
@@ -93,6 +98,9 @@ func (r *ReferenceSet) sound() error {
 		}
 		if pcr == pcrIMA {
 			return fmt.Errorf("PCR %d grows while a machine runs and has no value to name; judge it by rules (\"ima\")", pcr)
+		}
+		if slices.Contains(resettable, pcr) {
+			return fmt.Errorf("PCR %d proves nothing: whoever runs on the machine can reset it and extend it with these values", pcr)
 		}
 		if len(values) == 0 || len(values) > maxAlts {
 			return fmt.Errorf("PCR %d has %d values, wanted 1 to %d", pcr, len(values), maxAlts)
