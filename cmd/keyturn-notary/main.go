@@ -230,7 +230,7 @@ func (o *options) positionCmd(p *ui.Printer) *cobra.Command {
 				return err
 			}
 			defer closeKeys()
-			if err := p.Confirm("State this notary's position? Stop its daemon first: it must cosign nothing more under the old log key.", "state"); err != nil {
+			if err := p.Confirm(cmd.Context(), "State this notary's position? Stop its daemon first: it must cosign nothing more under the old log key.", "state"); err != nil {
 				return err
 			}
 			s, err := n.StatePosition(cmd.Context(), fp)

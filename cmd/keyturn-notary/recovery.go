@@ -29,7 +29,7 @@ func (o *options) recoveryCmd(p *ui.Printer) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := p.Confirm(fmt.Sprintf("Go on from %d entries, root %s, under log key %s?", r.Base.Size, r.Base.Root, public.Fingerprint()), "recover"); err != nil {
+			if err := p.Confirm(cmd.Context(), fmt.Sprintf("Go on from %d entries, root %s, under log key %s?", r.Base.Size, r.Base.Root, public.Fingerprint()), "recover"); err != nil {
 				return err
 			}
 			line, err := o.signRecovery(cmd.Context(), r)

@@ -319,7 +319,7 @@ func (a *app) registerCeremony(ctx context.Context, path string) error {
 	if len(r.Unknown) > 0 {
 		a.Note("not known   %s: the log does not say whose keys these are", strings.Join(r.Unknown, ", "))
 	}
-	if err := a.Confirm(fmt.Sprintf("Put this ceremony into the log as %s?", me.Name), "register"); err != nil {
+	if err := a.Confirm(ctx, fmt.Sprintf("Put this ceremony into the log as %s?", me.Name), "register"); err != nil {
 		return err
 	}
 	key, err := a.signer(ctx)

@@ -131,8 +131,8 @@ func (s *session) say(format string, args ...any) {
 	fmt.Fprint(s.Err, ceremony.Mark(s.chain.Mode, fmt.Sprintf(format, args...)))
 }
 
-func (s *session) ask(format string, args ...any) (string, error) {
-	return s.Ask(strings.TrimSuffix(ceremony.Mark(s.chain.Mode, fmt.Sprintf(format, args...)), "\n"))
+func (s *session) ask(ctx context.Context, format string, args ...any) (string, error) {
+	return s.Ask(ctx, strings.TrimSuffix(ceremony.Mark(s.chain.Mode, fmt.Sprintf(format, args...)), "\n"))
 }
 
 // step brings one step to its signed record. It returns an error only if the
@@ -166,7 +166,7 @@ func (s *session) prepare(ctx context.Context, step *ceremony.Step) error {
 	if step.Do == ceremony.Manual {
 		word = "done"
 	}
-	answer, err := s.ask("[%s, except, waive, abort or stop]", word)
+	answer, err := s.ask(ctx, "[%s, except, waive, abort or stop]", word)
 	if err != nil {
 		return err
 	}
@@ -174,7 +174,7 @@ func (s *session) prepare(ctx context.Context, step *ceremony.Step) error {
 	case word:
 		err = s.pass(ctx, step)
 	case "except":
-		err = s.except()
+		err = s.except(ctx)
 	case "waive":
 		err = s.giveUp(ctx, ceremony.Waived)
 	case "abort":
@@ -276,14 +276,14 @@ func (s *session) publicOf(ctx context.Context, name string, r *ceremony.Record)
 }
 
 // except asks for an exception and notes it.
-func (s *session) except() error {
+func (s *session) except(ctx context.Context) error {
 	var x ceremony.Exception
 	for _, q := range []struct {
 		into     *string
 		question string
 	}{{&x.Kind, "exception: which kind? [" + strings.Join(ceremony.Exceptions, ", ") + "]"}, {&x.Text, "exception: what, and why?"}, {&x.Decided, "exception: who decided?"}} {
 		var err error
-		if *q.into, err = s.ask("%s", q.question); err != nil {
+		if *q.into, err = s.ask(ctx, "%s", q.question); err != nil {
 			return err
 		}
 	}
@@ -302,7 +302,7 @@ func (s *session) giveUp(ctx context.Context, o ceremony.Outcome) error {
 			return err
 		}
 	}
-	if err := s.except(); err != nil {
+	if err := s.except(ctx); err != nil {
 		return err
 	}
 	return s.draft(ctx, o)
@@ -336,7 +336,7 @@ func (s *session) sign(ctx context.Context) error {
 var errNoAnswer = errors.New("nobody answered")
 
 func (s *session) countersign(ctx context.Context, signer ceremony.Signer) error {
-	answer, err := s.ask("%s: type %s to sign this record, or no", signer.Name, signer.Name)
+	answer, err := s.ask(ctx, "%s: type %s to sign this record, or no", signer.Name, signer.Name)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNoAnswer, err)
 	}

@@ -59,7 +59,7 @@ func (s *session) do(ctx context.Context, step *ceremony.Step) ([]ceremony.Findi
 	case ceremony.Position:
 		return s.position(step)
 	case ceremony.ReadAloud:
-		return s.readAloud(step)
+		return s.readAloud(ctx, step)
 	case ceremony.FileDigest:
 		return s.fileDigest(step)
 	}
@@ -784,12 +784,12 @@ func (s *session) position(step *ceremony.Step) ([]ceremony.Finding, error) {
 	return nil, fmt.Errorf("%s is no notary of the charter", p.Notary)
 }
 
-func (s *session) readAloud(step *ceremony.Step) ([]ceremony.Finding, error) {
+func (s *session) readAloud(ctx context.Context, step *ceremony.Step) ([]ceremony.Finding, error) {
 	want, err := s.chain.Expected(step)
 	if err != nil {
 		return nil, err
 	}
-	text, err := s.ask("type the digest of step %s as it is read aloud, 64 hex digits, with spaces or without", step.Of)
+	text, err := s.ask(ctx, "type the digest of step %s as it is read aloud, 64 hex digits, with spaces or without", step.Of)
 	if err != nil {
 		return nil, err
 	}

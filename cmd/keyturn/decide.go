@@ -75,7 +75,7 @@ func (d *decision) run(ctx context.Context, name string) error {
 		d.Note("object %s, %q, stays shut after it: too few of those who then belong hold a share, and whoever sealed it counts no longer; if it is worth something, reject, and run keyturn weights redeal first", o.ID, o.Doc.Name)
 	}
 	staysText(d.Err, plan.convicted)
-	if err := d.Confirm(fmt.Sprintf("%s this request as %s?", capital(string(d.what)), d.conf.Name), string(d.what)); err != nil {
+	if err := d.Confirm(ctx, fmt.Sprintf("%s this request as %s?", capital(string(d.what)), d.conf.Name), string(d.what)); err != nil {
 		return err
 	}
 	if d.what == signoff.Approve {

@@ -135,7 +135,7 @@ func (a *app) accepts(cmd *cobra.Command, c *signoff.Charter, payload []byte, id
 		return fmt.Errorf("%s has accepted in %s already", me.Name, out)
 	}
 	charterText(a.Err, c, id)
-	if err := a.Confirm(fmt.Sprintf("Accept this charter as %s?", me.Name), "accept"); err != nil {
+	if err := a.Confirm(cmd.Context(), fmt.Sprintf("Accept this charter as %s?", me.Name), "accept"); err != nil {
 		return err
 	}
 	var lines []byte

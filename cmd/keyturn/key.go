@@ -31,7 +31,7 @@ func keyCmd(a *app) *cobra.Command {
 
 func keyInitCmd(a *app) *cobra.Command {
 	var module, label string
-	cmd := &cobra.Command{Use: "init", Short: "initialise an empty token: two PINs, the security officer's and yours", Args: cobra.NoArgs,
+	cmd := &cobra.Command{Use: "init", Short: "initialise an empty token: security officer's PIN, user PIN", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
 			so, err := a.newPIN()(ctx, "security officer's PIN for "+label)
@@ -44,7 +44,11 @@ func keyInitCmd(a *app) *cobra.Command {
 				return err
 			}
 			defer user.Wipe()
-			return token.Init(ctx, token.Config{Module: module}, label, so.Bytes(), user.Bytes())
+			if err := token.Init(ctx, token.Config{Module: module}, label, so.Bytes(), user.Bytes()); err != nil {
+				return err
+			}
+			a.Note("token %s is ready; make its keys with keyturn key new", label)
+			return nil
 		}}
 	cmd.Flags().StringVar(&module, "module", "", "absolute path of the PKCS#11 module")
 	cmd.Flags().StringVar(&label, "label", "", "label to give the token")
@@ -61,11 +65,12 @@ ed25519 (signs checkpoints) or seal (keeps a notary's share, or the second half
 of a hybrid key). It prints the public key as it goes into a charter.
 
 With --hybrid an ecdh key gets an ML-KEM-768 key beside it, and what is dealt to
-both withstands whoever breaks one (MLKEM768-P256, draft-ietf-hpke-pq). No token
-holds such a key yet: its seed goes to FILE, sealed by the key that --seal names,
-and is in this program's memory while a share is opened. FILE is mlkem768 and the
-sealing key seal in your configuration. Whoever loses FILE, or the sealing key,
-cannot open their shares any more, as if the token were lost: keep a copy of it.
+both withstands whoever breaks one (MLKEM768-P256, draft-ietf-hpke-pq). No
+token holds such a key yet: its seed goes to FILE, sealed by the key that --seal
+names, and is in this program's memory while a share is opened. FILE is mlkem768
+and the sealing key seal in your configuration. Whoever loses FILE, or the
+sealing key, cannot open their shares any more, as if the token were lost: keep
+a copy of it.
 
 A tpm:PATH key is kept in the file PATH, which is of use to this TPM only. It
 gets a PIN of its own, and with --pcrs works only while these PCRs (bank
@@ -74,6 +79,9 @@ sha256) are what they are now. TPMs have no ed25519.`,
 			pin := a.newPIN()
 			if noPIN {
 				pin = nil
+			}
+			if !slices.Contains([]hsm.Kind{hsm.KindP256, hsm.KindECDH, hsm.KindEd25519, hsm.KindSeal}, hsm.Kind(kind)) {
+				return usage(fmt.Errorf("--kind %q: want p256, ecdh, ed25519 or seal", kind))
 			}
 			if (hybrid != "") != (seal != "") || hybrid != "" && hsm.Kind(kind) != hsm.KindECDH {
 				return usage(errors.New("a hybrid key has --kind ecdh, --hybrid FILE and --seal URI"))
@@ -149,9 +157,12 @@ func keyListCmd(a *app) *cobra.Command {
 				views = append(views, viewKey(k))
 			}
 			return a.Answer(views, func(w writer) {
-				rows := [][]string{{"LABEL", "KIND", "FINGERPRINT", "LEAVES THE TOKEN"}}
+				rows := [][]string{{"LABEL", "KIND", "LEAVES THE TOKEN"}}
 				for _, v := range views {
-					rows = append(rows, []string{v.Label, v.Kind, v.Fingerprint, map[bool]string{true: "no", false: "YES"}[v.Kept]})
+					rows = append(rows, []string{v.Label, v.Kind, map[bool]string{true: "no", false: "YES"}[v.Kept]})
+					if v.Fingerprint != "" {
+						rows = append(rows, []string{"  " + v.Fingerprint})
+					}
 				}
 				ui.Table(w, rows)
 			})
@@ -214,7 +225,7 @@ type custodyView struct {
 
 func keyAttestCmd(a *app) *cobra.Command {
 	var p makersProof
-	cmd := &cobra.Command{Use: "attest URI", Short: "say what a key's holder says of it: made there, never left, cannot leave", Args: cobra.ExactArgs(1),
+	cmd := &cobra.Command{Use: "attest URI", Short: "say what a token or TPM says of a key: made there, cannot leave", Args: cobra.ExactArgs(1),
 		Long: `Attest asks the token (CKA_LOCAL, CKA_SENSITIVE, CKA_EXTRACTABLE and their
 histories) or the TPM (the attributes it bound to the key) what it says of a
 key. That is its word to you, here and now, and PKCS#11 has no more to give.
@@ -561,10 +572,14 @@ this TPM for whoever has the PIN.`,
 				return err
 			}
 			a.Note("%s key %s of %s", c.Kind, c.URI, c.Holder())
-			if err := a.Confirm("Destroy it for good?", "destroy"); err != nil {
+			if err := a.Confirm(cmd.Context(), "Destroy it for good?", "destroy"); err != nil {
 				return err
 			}
-			return a.keyring().Destroy(cmd.Context(), args[0])
+			if err := a.keyring().Destroy(cmd.Context(), args[0]); err != nil {
+				return err
+			}
+			a.Note("the key is destroyed")
+			return nil
 		}}
 }
 

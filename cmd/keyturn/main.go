@@ -77,6 +77,7 @@ log but not yet final.`,
 	)
 	strictArgs(root)
 	completeNames(a, root)
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages ", ".FlagUsagesWrapped 80 "))
 	return root
 }
 

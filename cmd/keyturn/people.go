@@ -130,7 +130,7 @@ func (a *app) acceptToken(ctx context.Context, name string) error {
 		return ui.WithHint(fmt.Errorf("request %s does not bring key %s", id.Short(), token), "set signing in %s to the new token's key", a.configFile)
 	}
 	fmt.Fprint(a.Err, text)
-	if err := a.Confirm(fmt.Sprintf("Come in with key %s?", token), "accept"); err != nil {
+	if err := a.Confirm(ctx, fmt.Sprintf("Come in with key %s?", token), "accept"); err != nil {
 		return err
 	}
 	signed, err := signoff.Sign(ctx, key, &signoff.Acceptance{Charter: a.id, Person: token, Request: id})

@@ -115,7 +115,7 @@ func (r *Ring) Describe(ctx context.Context, uri string) (*Custody, error) {
 		}
 	}
 	if len(found) != 1 {
-		return nil, fmt.Errorf("keys: %w: token %s has %d keys with label %q, not one", hsm.ErrGone, info.Label, len(found), u.Object)
+		return nil, fmt.Errorf("keys: %w: token %s has %d keys with label %q, not one; keyturn key list lists them", hsm.ErrGone, info.Label, len(found), u.Object)
 	}
 	return found[0], nil
 }

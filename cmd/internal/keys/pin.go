@@ -100,9 +100,12 @@ func DescriptorPIN(fd FD) hsm.PIN {
 		mu.Lock()
 		defer mu.Unlock()
 		if lines == nil {
-			if lines = os.NewFile(uintptr(fd), "pin"); lines == nil {
-				return nil, fmt.Errorf("keys: --pin-fd %d is not an open file descriptor", fd)
+			// One that nobody passed may be the runtime's own: it has no file's type.
+			var st unix.Stat_t
+			if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT == 0 {
+				return nil, fmt.Errorf("keys: --pin-fd %d: no file, pipe or terminal was passed under that number: append %d<FILE to the command", fd, fd)
 			}
+			lines = os.NewFile(uintptr(fd), "pin")
 		}
 		pin, err := readPIN(lines)
 		if err != nil {
@@ -151,6 +154,8 @@ func readPIN(r io.Reader) (*secret.Buffer, error) {
 	}
 	switch {
 	case err != nil && !errors.Is(err, io.EOF):
+	case n == 0 && err != nil:
+		err = errors.New("the input ended: give one line for each PIN that is asked for")
 	case n == 0 || n > maxPIN:
 		err = fmt.Errorf("a PIN has 1 to %d bytes, and this one has %d", maxPIN, n)
 	default:

@@ -69,13 +69,13 @@ func (p *Printer) Answer(v any, text func(io.Writer)) error {
 func (p *Printer) Note(format string, args ...any) { fmt.Fprintf(p.Err, format+"\n", args...) }
 
 // Confirm shows question and wants exactly the word want typed.
-func (p *Printer) Confirm(question, want string) error {
-	answer, err := p.Ask(fmt.Sprintf("%s [type %s to go on]", question, want))
+func (p *Printer) Confirm(ctx context.Context, question, want string) error {
+	answer, err := p.Ask(ctx, fmt.Sprintf("%s [type %s to go on]", question, want))
 	if err != nil {
-		return fmt.Errorf("%w; nothing was signed", err)
+		return fmt.Errorf("%w; nothing was done", err)
 	}
 	if answer != want {
-		return fmt.Errorf("the answer was not %q; nothing was signed", want)
+		return fmt.Errorf("the answer was not %q; nothing was done", want)
 	}
 	return nil
 }
@@ -84,12 +84,13 @@ func (p *Printer) Confirm(question, want string) error {
 const maxAnswer = 4096
 
 // Ask shows question and returns the line that is typed, without the spaces
-// around it.
-func (p *Printer) Ask(question string) (string, error) {
+// around it. On a terminal an interrupt ends the question.
+func (p *Printer) Ask(ctx context.Context, question string) (string, error) {
 	in := p.In
 	if tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0); err == nil {
 		defer tty.Close()
 		if term.IsTerminal(int(os.Stdin.Fd())) {
+			defer context.AfterFunc(ctx, func() { tty.SetReadDeadline(time.Unix(1, 0)) })()
 			fmt.Fprintf(tty, "%s ", question)
 			in = tty
 		}
@@ -101,6 +102,10 @@ func (p *Printer) Ask(question string) (string, error) {
 	var line []byte
 	for b := make([]byte, 1); len(line) < maxAnswer; {
 		n, err := in.Read(b)
+		if ctx.Err() != nil {
+			fmt.Fprintln(p.Err)
+			return "", fmt.Errorf("no answer to %q: %w", question, ctx.Err())
+		}
 		if n > 0 && b[0] != '\n' {
 			line = append(line, b[0])
 		}
@@ -114,7 +119,7 @@ func (p *Printer) Ask(question string) (string, error) {
 	return "", fmt.Errorf("an answer of more than %d bytes to %q", maxAnswer, question)
 }
 
-// Table aligns rows in columns.
+// Table aligns rows in columns. A row of one cell stands by itself.
 func Table(w io.Writer, rows [][]string) {
 	var width []int
 	for _, r := range rows {
@@ -122,7 +127,9 @@ func Table(w io.Writer, rows [][]string) {
 			if i == len(width) {
 				width = append(width, 0)
 			}
-			width[i] = max(width[i], len([]rune(c)))
+			if len(r) > 1 {
+				width[i] = max(width[i], len([]rune(c)))
+			}
 		}
 	}
 	for _, r := range rows {
@@ -165,10 +172,11 @@ func (p *Printer) Report(program string, err error) int {
 	if err == nil {
 		return ExitDone
 	}
+	text := err.Error()
 	if errors.Is(err, context.Canceled) {
-		err = errors.New("interrupted")
+		text = "interrupted"
 	}
-	fmt.Fprintf(p.Err, "%s: %s\n", program, oneLine(err.Error()))
+	fmt.Fprintf(p.Err, "%s: %s\n", program, oneLine(text))
 	var h *Hint
 	if errors.As(err, &h) {
 		fmt.Fprintf(p.Err, "hint: %s\n", oneLine(h.Do))

@@ -74,6 +74,23 @@ type device struct {
 	handles map[name]pkcs11.ObjectHandle // of keys that were checked
 }
 
+// present says which tokens there are, the first few of many.
+func present(slots []slot) string {
+	var names []string
+	for _, s := range slots {
+		if s.info.Initialized {
+			names = append(names, fmt.Sprintf("%q", s.info.Label))
+		}
+	}
+	switch n := len(names); {
+	case n == 0:
+		return "is none that was initialised"
+	case n > 6:
+		return fmt.Sprintf("are %s and %d more", strings.Join(names[:6], ", "), n-6)
+	}
+	return "is " + strings.Join(names, ", ")
+}
+
 func openDevice(p *pkcs11.Ctx, want wire.Selector) (*device, error) {
 	if want == (wire.Selector{}) {
 		return nil, errors.New("no token named")
@@ -90,7 +107,7 @@ func openDevice(p *pkcs11.Ctx, want wire.Selector) (*device, error) {
 	}
 	switch {
 	case len(found) == 0:
-		return nil, coded{wire.CodeAbsent, fmt.Errorf("none of %d tokens matches", len(slots))}
+		return nil, coded{wire.CodeAbsent, fmt.Errorf("no token matches; there %s", present(slots))}
 	case len(found) > 1:
 		return nil, fmt.Errorf("%d tokens match; name one by serial=", len(found))
 	}
