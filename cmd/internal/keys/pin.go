@@ -96,14 +96,16 @@ func (fd *FD) Set(s string) error {
 func DescriptorPIN(fd FD) hsm.PIN {
 	var mu sync.Mutex
 	var lines *os.File
+	// What this process opened itself is closed on exec, and what was passed to it
+	// was not. To try what some other file says as a PIN would cost a try.
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+	passed := err == nil && flags&unix.FD_CLOEXEC == 0
 	return func(context.Context, string) (*secret.Buffer, error) {
 		mu.Lock()
 		defer mu.Unlock()
 		if lines == nil {
-			// One that nobody passed may be the runtime's own: it has no file's type.
-			var st unix.Stat_t
-			if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT == 0 {
-				return nil, fmt.Errorf("keys: --pin-fd %d: no file, pipe or terminal was passed under that number: append %d<FILE to the command", fd, fd)
+			if !passed {
+				return nil, fmt.Errorf("keys: --pin-fd %d: nothing was passed under that number: append %d<FILE to the command", fd, fd)
 			}
 			lines = os.NewFile(uintptr(fd), "pin")
 		}

@@ -81,6 +81,19 @@ func TestCredentialPIN(t *testing.T) {
 	}
 }
 
+// A number under which nothing was passed names no file that this program opened,
+// whatever stands in it.
+func TestAttackDescriptorOfOurOwn(t *testing.T) {
+	f, err := os.Open("pin_test.go")
+	check(t, err)
+	defer f.Close()
+	for _, fd := range []FD{FD(f.Fd()), 1 << 20} {
+		if got, err := answer(t, DescriptorPIN(fd)); err == nil || !strings.Contains(err.Error(), "nothing was passed under that number") {
+			t.Errorf("descriptor %d gave %q, %v", fd, got, err)
+		}
+	}
+}
+
 // A descriptor is read once, and its PIN kept for a helper that starts anew.
 func TestDaemonKeepsDescriptorPIN(t *testing.T) {
 	r, w, err := os.Pipe()
