@@ -146,7 +146,8 @@ func (v ceremonyView) write(w writer) {
 		}
 	}
 	for _, p := range v.People {
-		fmt.Fprintf(&b, "signed by    %s, %s key %s\n", p.Name, p.Class, p.Key)
+		g := ceremony.Groups(p.Key)
+		fmt.Fprintf(&b, "signed by    %s, %s key\n%-12s %s\n%-12s %s\n", p.Name, p.Class, "", g[0], "", g[1])
 	}
 	fmt.Fprintf(&b, "exceptions   %d\n", v.Exceptions)
 	if len(v.Waived) > 0 {
