@@ -789,7 +789,7 @@ func (s *session) readAloud(ctx context.Context, step *ceremony.Step) ([]ceremon
 	if err != nil {
 		return nil, err
 	}
-	text, err := s.ask(ctx, "type the digest of step %s as it is read aloud, 64 hex digits, with spaces or without", step.Of)
+	text, err := s.ask(ctx, "type the digest of step %s as it is read aloud, 64 hex digits:", step.Of)
 	if err != nil {
 		return nil, err
 	}

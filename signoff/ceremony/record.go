@@ -251,8 +251,11 @@ func Groups(d Digest) [2]string {
 // ParseGroups reads a digest as somebody types it who hears it: hex digits,
 // with spaces wherever and sha256: or not.
 func ParseGroups(text string) (Digest, error) {
-	text = strings.ToLower(strings.Join(strings.Fields(text), ""))
-	return dsse.ParseDigest("sha256:" + strings.TrimPrefix(text, "sha256:"))
+	d, err := dsse.ParseDigest("sha256:" + strings.TrimPrefix(strings.ToLower(strings.Join(strings.Fields(text), "")), "sha256:"))
+	if err != nil {
+		return d, fmt.Errorf("ceremony: %.80q is no digest: want 64 hex digits, with spaces or without", text)
+	}
+	return d, nil
 }
 
 // Version heads every text.
