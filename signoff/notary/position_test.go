@@ -2,6 +2,10 @@ package notary
 
 import (
 	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/keyturn/keyturn/signoff"
@@ -36,5 +40,29 @@ func TestPositionGolden(t *testing.T) {
 		if err := dsse.Decode(got, &back); err != nil || back != s.last {
 			t.Errorf("read back as %+v: %v", back, err)
 		}
+	}
+}
+
+// What a killed process had not renamed is gone with the next start.
+func TestStartSweepsTemporaryFiles(t *testing.T) {
+	dir := t.TempDir()
+	first := &store{dir: dir}
+	if err := first.save(position{Charter: Digest{1}}); err != nil {
+		t.Fatal(err)
+	}
+	stale := filepath.Join(dir, "share-1.sealed.123.tmp")
+	if err := os.WriteFile(stale, []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := openStore(dir, Digest{1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	if _, err := os.Lstat(stale); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s is there: %v", stale, err)
+	}
+	if s.last.Charter != (Digest{1}) {
+		t.Errorf("position %+v", s.last)
 	}
 }

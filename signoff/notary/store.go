@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -134,7 +135,20 @@ func (s *store) open(charter Digest) (err error) {
 	if err := syscall.Flock(int(s.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return fmt.Errorf("notary: lock %s: another process runs on it; stop that first: %w", dir, err)
 	}
-	// What a process that was killed has renamed would be gone if power failed.
+	// A process that was killed leaves files that it had not renamed, and what it had
+	// would be gone if power failed.
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("notary: %w", err)
+	}
+	for _, f := range files {
+		if !strings.HasSuffix(f.Name(), temporary) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, f.Name())); err != nil {
+			return fmt.Errorf("notary: %w", err)
+		}
+	}
 	if err := s.sync(); err != nil {
 		return err
 	}
@@ -226,9 +240,11 @@ func (s *store) close() error {
 	return err
 }
 
+const temporary = ".tmp"
+
 // write replaces a file: temporary file, fsync, rename, fsync of the directory.
 func (s *store) write(name string, data []byte) (err error) {
-	tmp, err := os.CreateTemp(s.dir, name+".*.tmp")
+	tmp, err := os.CreateTemp(s.dir, name+".*"+temporary)
 	if err != nil {
 		return fmt.Errorf("notary: save %s: %w", name, err)
 	}
