@@ -190,7 +190,7 @@ func (x *audit) request(s *authority.State, r *authority.Request) (auditRequest,
 		switch doc := e.Predicate.(type) {
 		case *signoff.Approval:
 			if doc.Request == r.ID {
-				v.Decisions, last = append(v.Decisions, voteView{e.Signer, doc.Decision, doc.Reason, e.Index, e.Document, x.presence(s, e)}), e.Index
+				v.Decisions, last = append(v.Decisions, voteView{e.Signer, doc.Decision, doc.Reason, e.Index, doc.Created, e.Document, x.presence(s, e)}), e.Index
 			}
 		case *signoff.Release:
 			if doc.Warrant == r.Warrant {
@@ -434,6 +434,7 @@ func (v *auditView) text(w writer) {
 func (r *auditRequest) text(w writer, group dsse.Digest) {
 	const indent = "            "
 	fmt.Fprintf(w, "\nrequest      %s (entry %d)\n", r.Request, r.Index)
+	fmt.Fprintln(w, indent, "asked on "+day(r.Created))
 	fmt.Fprintln(w, indent, fmt.Sprintf("%s, asked by %s: %s", r.Action, r.Requester, r.Purpose))
 	for _, line := range r.Asks {
 		fmt.Fprintln(w, indent, "  "+line)
@@ -447,7 +448,7 @@ func (r *auditRequest) text(w writer, group dsse.Digest) {
 		if d.Presence != "" {
 			counts += ", " + d.Presence
 		}
-		fmt.Fprintln(w, indent, fmt.Sprintf("%s: %s (entry %d%s): %s", d.Person, d.Decision, d.Index, counts, d.Reason))
+		fmt.Fprintln(w, indent, fmt.Sprintf("%s %s: %s (entry %d%s): %s", day(d.Created), d.Person, d.Decision, d.Index, counts, d.Reason))
 	}
 	if r.Warrant.IsZero() {
 		fmt.Fprintln(w, indent, strings.TrimSpace(r.State+" "+r.Ended))

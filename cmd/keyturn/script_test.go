@@ -32,12 +32,14 @@ func TestReferenceScripts(t *testing.T) { pages(t, newDesk(t), "testdata/referen
 // So do people.
 func TestPeople(t *testing.T) {
 	d := newDesk(t)
-	frank, spare := d.NewPerson("frank", "third", "leadership", "security"), d.NewPerson("spare", "lab", "security")
+	frank, spare, later := d.NewPerson("frank", "third", "leadership", "security"), d.NewPerson("spare", "lab", "security"), d.NewPerson("later", "lab", "security")
 	frank.Doc.Exchange = signofftest.Hybrid(frank.Doc.Exchange)
 	d.writeJSON("frank.json", frank.Doc)
 	d.writeJSON("spare.json", spare.Doc.Token)
+	d.writeJSON("later.json", later.Doc.Token)
 	d.configure("frank", "frank")
 	d.configure("spare", "bob")
+	d.configure("later", "bob")
 	pages(t, d, "testdata/people")
 }
 

@@ -25,6 +25,7 @@ type requestView struct {
 	Requester string      `json:"requester"`
 	Purpose   string      `json:"purpose"`
 	Index     uint64      `json:"index"`
+	Created   int64       `json:"created"` // by the requester's clock
 	Expiry    int64       `json:"expiry"`
 	State     string      `json:"state"` // open, satisfied, warranted, ended
 	Ended     string      `json:"ended,omitempty"`
@@ -41,15 +42,16 @@ type voteView struct {
 	Decision signoff.Decision `json:"decision"`
 	Reason   string           `json:"reason"`
 	Index    uint64           `json:"index"`
+	Created  int64            `json:"created"` // by the person's clock
 	Document dsse.Digest      `json:"document"`
 	Presence string           `json:"presence,omitempty"` // in an audit, of who signs with a FIDO key: touched or verified
 }
 
 func viewRequest(s *authority.State, r *authority.Request) requestView {
 	v := requestView{Request: r.ID, Action: r.Doc.Action, Requester: personName(s, r.Doc.Requester), Purpose: r.Doc.Purpose, Index: r.Index,
-		Expiry: r.Doc.Expiry, State: "open", Ended: r.Ended, Warrant: r.Warrant, Decisions: []voteView{}, Missing: []string{}}
+		Created: r.Doc.Created, Expiry: r.Doc.Expiry, State: "open", Ended: r.Ended, Warrant: r.Warrant, Decisions: []voteView{}, Missing: []string{}}
 	for _, vote := range r.Votes {
-		v.Decisions = append(v.Decisions, voteView{Person: personName(s, vote.Doc.Person), Decision: vote.Doc.Decision, Reason: vote.Doc.Reason, Index: vote.Index, Document: vote.Approval})
+		v.Decisions = append(v.Decisions, voteView{Person: personName(s, vote.Doc.Person), Decision: vote.Doc.Decision, Reason: vote.Doc.Reason, Index: vote.Index, Created: vote.Doc.Created, Document: vote.Approval})
 	}
 	switch {
 	case !r.Warrant.IsZero():

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -149,8 +150,11 @@ func (a *app) drill(ctx context.Context, name string) error {
 		return err
 	}
 	share, err := a.openShare(ctx, key, object, me.Index)
+	if said := (*ui.Hint)(nil); err != nil && !errors.As(err, &said) {
+		err = ui.WithHint(err, "this share would not open the object: tell whoever dealt it, and see keyturn weights redeal --help")
+	}
 	if err != nil {
-		return ui.WithHint(err, "this share would not open the object: tell whoever dealt it, and see keyturn weights redeal --help")
+		return err
 	}
 	share.Wipe()
 	return a.Answer(struct {

@@ -384,9 +384,13 @@ func (r *redealing) answer() error {
 		Kept     int           `json:"kept"` // dealt to own tokens
 		Wrong    []string      `json:"wrong"`
 		Waiting  []*redealView `json:"waiting"`
-	}{r.tally.dealt, r.tally.accepted, r.tally.kept, append([]string{}, r.wrong...), []*redealView{}}
+		Lacking  int           `json:"lacking"` // shares that another of the own tokens has, and this one not
+	}{r.tally.dealt, r.tally.accepted, r.tally.kept, append([]string{}, r.wrong...), []*redealView{}, 0}
 	if err := r.view(func(_ *authority.Authority, s *authority.State) error {
 		for id, o := range s.Objects {
+			if index, _ := o.People.Of(r.me.Bearer()); index > 0 && o.People.Holders[r.holder] == 0 && (r.objects == nil || r.objects[id]) {
+				v.Lacking++
+			}
 			if w := viewRedeal(s, o, lockbox.People); w != nil && (r.objects == nil || r.objects[id]) {
 				v.Waiting = append(v.Waiting, w)
 			}
@@ -403,5 +407,10 @@ func (r *redealing) answer() error {
 			rows = append(rows, []string{x.Object.Short(), "in epoch " + fmt.Sprint(x.Epoch), x.String()})
 		}
 		ui.Table(w, rows)
+		if v.Lacking > 0 {
+			fmt.Fprintf(w, "shares not with this token: %d; run the same with another of yours, which has them\n", v.Lacking)
+		} else if len(rows) == 0 {
+			fmt.Fprintln(w, "nothing waits")
+		}
 	})
 }
