@@ -13,7 +13,7 @@
 //	PUT  /v1/blobs                              any bytes; answers their digest
 //	GET  /v1/blobs/<64 hex>                     the bytes
 //	GET  /v1/void?from=A&to=B                   which of the entries [A, B) are epochs and claims without effect
-//	GET  /v1/leases/<64 hex>?epoch=N            a node's leaf of the epoch in force, if that is N, with its proof
+//	GET  /v1/leases/<64 hex>?epoch=N            a node's leaf of epoch N, if that is in force or was when the log was last final, with its proof
 //	POST /v1/cosignatures                       one cosignature line of a signed note
 //	POST /v1/mail/<topic>                       a message, kept for a while, in memory
 //	GET  /v1/mail/<topic>?after=N&wait=S        messages with a number above N

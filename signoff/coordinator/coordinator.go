@@ -74,6 +74,7 @@ type Coordinator struct {
 	auth     *authority.Authority // folded up to the archive's size
 	outcomes map[uint64]error     // of recent entries
 	kept     uint64               // number of the last epoch that the memory holds
+	epochs   []*authority.Epoch   // the last final one, as far as it was seen here, and those after it
 	pending  []byte               // signed note not yet final, or nil
 	final    []byte               // newest note with a quorum, or nil
 	changed  chan struct{}        // closed and replaced whenever pending, final or the size changes
@@ -90,6 +91,7 @@ func New(ctx context.Context, cfg Config) (*Coordinator, error) {
 	if err := c.refold(ctx, cfg.Memory); err != nil {
 		return nil, err
 	}
+	c.noteEpoch()
 	return c, c.loadFinal(ctx)
 }
 
@@ -319,6 +321,7 @@ func (c *Coordinator) foldNew(ctx context.Context) error {
 		if out.Void != nil {
 			c.cfg.Log.Warn("void entry", "index", out.Index, "kind", out.Kind, "why", out.Void)
 		}
+		c.noteEpoch()
 		c.outcomes[out.Index] = out.Void
 		delete(c.outcomes, out.Index-min(out.Index, 65536))
 	}
@@ -327,6 +330,27 @@ func (c *Coordinator) foldNew(ctx context.Context) error {
 	}
 	return nil
 }
+
+// noteEpoch keeps the epoch in force beside those that nodes still go by: to them it
+// is not there before it is final, which may take long. The caller holds mu.
+func (c *Coordinator) noteEpoch() {
+	e := c.auth.State().Epoch
+	if e == nil || len(c.epochs) > 0 && c.epochs[len(c.epochs)-1] == e {
+		return
+	}
+	final := noteSize(c.final)
+	for len(c.epochs) > 1 && c.epochs[1].Index < final {
+		c.epochs = c.epochs[1:]
+	}
+	if len(c.epochs) == maxEpochs {
+		c.epochs = c.epochs[1:]
+	}
+	c.epochs = append(c.epochs, e)
+}
+
+// maxEpochs bounds the epochs kept. Honest notaries propose none before the last one
+// is final.
+const maxEpochs = 4
 
 // announce wakes everyone who waits for news. The caller holds mu.
 func (c *Coordinator) announce() {

@@ -101,6 +101,18 @@ func (c *Coordinator) getCheckpoint(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// epoch is the epoch of that number, nil if nodes do not go by it.
+func (c *Coordinator) epoch(number uint64) *authority.Epoch {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range slices.Backward(c.epochs) {
+		if e.Number == number {
+			return e
+		}
+	}
+	return nil
+}
+
 // span reads the range of entries asked for.
 func span(w http.ResponseWriter, r *http.Request) (from, to uint64, ok bool) {
 	from, err1 := strconv.ParseUint(r.FormValue("from"), 10, 64)
@@ -133,10 +145,8 @@ func (c *Coordinator) getLease(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, "give a node's id and epoch=N", err)
 		return
 	}
-	c.mu.Lock()
-	epoch := c.auth.State().Epoch
-	c.mu.Unlock()
-	if epoch == nil || epoch.Number != number {
+	epoch := c.epoch(number)
+	if epoch == nil {
 		refuse(w, http.StatusNotFound, "", fmt.Errorf("epoch %d is not in force here", number))
 		return
 	}

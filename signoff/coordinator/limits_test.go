@@ -3,6 +3,7 @@ package coordinator
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/signoff/api"
+	"github.com/keyturn/keyturn/signoff/authority"
 	"github.com/keyturn/keyturn/signoff/dsse"
 	"github.com/keyturn/keyturn/signoff/log"
 )
@@ -186,3 +188,38 @@ func TestRations(t *testing.T) {
 	take(rationBurst+1, false)
 	take(rationBurst, true)
 }
+
+// An epoch stands in the log and becomes final late, or never: a quorum of notaries is
+// away. Nodes still go by the one before it, and get their leaves.
+func TestFaultEpochThatIsNotFinal(t *testing.T) {
+	c := served(t)
+	var err error
+	if c.auth, err = authority.New(Digest{1}); err != nil {
+		t.Fatal(err)
+	}
+	node := Digest{7}
+	for n := uint64(1); n <= 2*maxEpochs; n++ {
+		e := &authority.Epoch{Number: n, Index: 10 * n, Leases: []authority.Lease{{Node: node, Epoch: n}}}
+		if e.Root, err = authority.LeaseRoot(e.Leases); err != nil {
+			t.Fatal(err)
+		}
+		c.auth.State().Epoch = e
+		c.noteEpoch()
+		c.noteEpoch()
+		for _, of := range []uint64{max(n, 2) - 1, n} {
+			if w := ask(c, http.MethodGet, fmt.Sprintf("/v1/leases/%s?epoch=%d", node.Hex(), of), ""); w.Code != http.StatusOK {
+				t.Fatalf("epoch %d, in force %d: %d: %s", of, n, w.Code, w.Body)
+			}
+		}
+	}
+	if len(c.epochs) != maxEpochs {
+		t.Fatalf("%d epochs are kept", len(c.epochs))
+	}
+	c.final = fmt.Appendf(nil, "log\n%d\n%s\nstate %s\n\n— log AAAAAAAA\n", 10*2*maxEpochs+5, zeroHash, zeroHash)
+	c.auth.State().Epoch = &authority.Epoch{Number: 100, Index: 1000}
+	if c.noteEpoch(); len(c.epochs) != 2 {
+		t.Fatalf("%d epochs are kept of which one is final and one is after it", len(c.epochs))
+	}
+}
+
+const zeroHash = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
