@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -671,4 +672,16 @@ func TestKilledSealRestartsUnderFreshKeys(t *testing.T) {
 	if err := directory(t, dst, s).Open(t.Context(), filepath.Join(t.TempDir(), "out"), b.keyFor, Run{}); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestAttackEndlessSparseFile: a file of the largest size that there is costs nothing
+// to make. Sealing the first part of it as the whole would be a lie under a signature.
+func TestAttackEndlessSparseFile(t *testing.T) {
+	src := must(os.MkdirTemp("/dev/shm", "keyturn-test-")) // tmpfs has no smaller bound
+	t.Cleanup(func() { os.RemoveAll(src) })
+	f := must(os.Create(filepath.Join(src, "model.bin")))
+	if err := errors.Join(f.Truncate(math.MaxInt64), f.Close()); err != nil {
+		t.Skipf("no file of this size can be made: %v", err)
+	}
+	refuses(t, src, "bytes are more than")
 }

@@ -106,6 +106,9 @@ func newSealer(b Body) (*sealer, error) {
 	if b.Size < 0 {
 		return nil, fmt.Errorf("stream: encrypt: size %d is negative", b.Size)
 	}
+	if b.Size > maxSize/2 { // its body is longer
+		return nil, fmt.Errorf("stream: encrypt: %d bytes are more than %d", b.Size, int64(maxSize/2))
+	}
 	aead, err := payloadAEAD(b.Key, b.Nonce)
 	if err != nil {
 		return nil, err

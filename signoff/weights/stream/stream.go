@@ -53,6 +53,10 @@ const (
 	FileKeySize = 16
 
 	sealedChunk = ChunkSize + Overhead
+
+	// maxSize bounds plaintexts and bodies, in bytes, so that no sum of sizes
+	// overflows. Linux lets anybody make a sparse file of twice this size.
+	maxSize = 1 << 62
 )
 
 // ErrForged reports a chunk or header that the file key does not authenticate:
@@ -112,9 +116,10 @@ func PlainSize(body int64) (int64, error) {
 	return body - chunks*Overhead, nil
 }
 
-// layout splits a body into chunks; last is the sealed size of the final one.
+// layout splits a body into chunks; last is the sealed size of the final one, 0 if
+// no body has this size.
 func layout(body int64) (chunks, last int64) {
-	if body <= 0 {
+	if body <= 0 || body > maxSize {
 		return 1, 0
 	}
 	chunks = (body + sealedChunk - 1) / sealedChunk
@@ -123,7 +128,7 @@ func layout(body int64) (chunks, last int64) {
 
 func checkLast(chunks, last int64) error {
 	if last < Overhead {
-		return fmt.Errorf("stream: chunk %d has %d bytes, shorter than its %d-byte tag: the body was cut", chunks-1, last, Overhead)
+		return fmt.Errorf("stream: chunk %d has %d bytes, shorter than its %d-byte tag: the body was cut, or is longer than any", chunks-1, last, Overhead)
 	}
 	if last == Overhead && chunks > 1 {
 		return fmt.Errorf("stream: chunk %d is empty, which only the sole chunk of an empty file may be", chunks-1)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -629,5 +630,25 @@ func TestMemoryDoesNotDependOnSize(t *testing.T) {
 	runtime.ReadMemStats(&after)
 	if got := after.TotalAlloc - before.TotalAlloc; got > 8<<20 {
 		t.Errorf("encrypting %d bytes allocated %d", int64(size), got)
+	}
+}
+
+// TestFaultSizesThatOverflow: a size near the largest number is refused, and not
+// taken for a few chunks or for none: the rest of the file would be left out.
+func TestFaultSizesThatOverflow(t *testing.T) {
+	e := NewEngine(1)
+	for _, size := range []int64{math.MaxInt64, math.MaxInt64 - ChunkSize, maxSize + 1} {
+		if err := e.Encrypt(t.Context(), Body{Dst: nowhere{}, Src: endless{}, Size: size}, nil); err == nil {
+			t.Errorf("a plaintext of %d bytes was sealed", size)
+		}
+		if n, err := PlainSize(size); err == nil {
+			t.Errorf("a body of %d bytes was said to hold %d", size, n)
+		}
+		if err := e.Decrypt(t.Context(), Sealed{Src: endless{}, Size: size}, nil); !errors.Is(err, ErrForged) {
+			t.Errorf("a body of %d bytes: %v", size, err)
+		}
+		if _, err := NewReaderAt(Sealed{Src: endless{}, Size: size}); !errors.Is(err, ErrForged) {
+			t.Errorf("a body of %d bytes, to read at an offset: %v", size, err)
+		}
 	}
 }
