@@ -1,6 +1,7 @@
 package ceremony_test
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"github.com/keyturn/keyturn/hsm"
 	"github.com/keyturn/keyturn/signoff"
 	"github.com/keyturn/keyturn/signoff/ceremony"
+	"github.com/keyturn/keyturn/signoff/ceremony/paper"
 )
 
 // shipped runs a test on a room for each script that is shipped: a genesis, the
@@ -265,6 +267,15 @@ func newNotaries(t *testing.T) (*room, ceremony.Roster) {
 func TestAttackNotarySwapped(t *testing.T) {
 	r, roster := newNotaries(t)
 	r.must(r.chain.Held(roster))
+	report, err := parse(t, r.transcript())
+	r.must(err)
+	var page bytes.Buffer
+	r.must(paper.Write(&page, report))
+	for _, want := range []string{"<th>joins</th><td>notary n5 of university", "<th>leaves</th><td>notary n4"} {
+		if !strings.Contains(page.String(), want) {
+			t.Errorf("the page does not say %s", want)
+		}
+	}
 	for reason, edit := range map[string]func(before, after *signoff.Council){
 		"step n5-sign made key":                                  func(_, c *signoff.Council) { c.Notaries[3].Signing = r.fresh(hsm.KindP256) },
 		"step n5-exchange made key":                              func(_, c *signoff.Council) { c.Notaries[3].Exchange = r.fresh(hsm.KindECDH) },
