@@ -78,7 +78,11 @@ func identityCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "identity --release FILE --key URI", Short: "write an identity file with which age opens an export", Args: cobra.NoArgs,
 		Long: `Identity writes a file for age -d -i FILE, with age-plugin-keyturn on the PATH.
 It holds no secret: it says where the release bundle and the key are, and which
-charter to trust. The plugin checks the bundle against it each time.`,
+charter to trust. The plugin checks the bundle against it each time.
+
+Age knows neither the names of files nor what was signed: whoever had the export on
+its way can have given one file the name of another. Compare what age wrote with
+keyturn weights verify --sealed DIR.`,
 		RunE: func(*cobra.Command, []string) error { return a.identity(trust, key, out) }}
 	trust.add(cmd)
 	cmd.Flags().StringVar(&key, "key", "", "URI of the recipient's key: pkcs11:... or file:PATH")

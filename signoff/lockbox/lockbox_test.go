@@ -234,6 +234,9 @@ func TestWipedShareServesNothing(t *testing.T) {
 	if _, err := Reseal(s, to.Key, ReleaseContext{s.Context(), fill("request"), to.ID()}); err == nil {
 		t.Fatal("re-sealed a wiped share")
 	}
+	if _, err := s.DealTo(to.Key); err == nil {
+		t.Fatal("dealt a wiped share to a spare")
+	}
 }
 
 func TestHybrid(t *testing.T) {

@@ -46,8 +46,13 @@ func (s *Share) DealTo(key Recipient) (Deal, error) {
 	if err := c.Check(); err != nil {
 		return Deal{}, err
 	}
+	if s.wiped() {
+		return Deal{}, fmt.Errorf("lockbox: deal %s: the share was wiped; open it again", c)
+	}
 	return sealDeal(c, key, s.secret)
 }
+
+func (s *Share) wiped() bool { return s.secret.value.IsZero() && s.secret.blind.IsZero() }
 
 // Wipe zeroes the share. A wiped share matches no commitment.
 func (s *Share) Wipe() { s.secret.wipe() }
@@ -119,7 +124,7 @@ func Reseal(s *Share, to Recipient, c ReleaseContext) ([]byte, error) {
 	if to.ID() != c.Recipient {
 		return nil, fmt.Errorf("lockbox: release %s: recipient key is %s, but %s was asked for", c.Context, dsse.Digest(to.ID()), dsse.Digest(c.Recipient))
 	}
-	if s.secret.value.IsZero() && s.secret.blind.IsZero() {
+	if s.wiped() {
 		return nil, fmt.Errorf("lockbox: release %s: the share was wiped; open it again", c.Context)
 	}
 	return to.seal(c.info(), s.secret)
