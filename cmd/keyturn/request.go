@@ -92,7 +92,7 @@ func (r *asking) export() *cobra.Command {
 	var object, recipient, keyFile, destination string
 	cmd := &cobra.Command{Use: "export", Short: "ask to release sealed weights to an outside key", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			id, err := dsse.ParseDigest(object)
+			id, err := wholeObject(object)
 			if err != nil {
 				return err
 			}
@@ -112,6 +112,16 @@ func (r *asking) export() *cobra.Command {
 	f.StringVar(&keyFile, "recipient-key", "", "file with the recipient's public key")
 	f.StringVar(&destination, "destination", "", "where the copy goes: a medium's serial, a place")
 	return require(cmd, "object", "recipient", "recipient-key", "destination")
+}
+
+// wholeObject reads the id of an object to ask for. A beginning of one will not
+// do: anybody who belongs can register another object that begins so.
+func wholeObject(id string) (dsse.Digest, error) {
+	d, err := dsse.ParseDigest(id)
+	if err != nil {
+		return d, usage(ui.WithHint(fmt.Errorf("--object: %w", err), "give the whole id, as keyturn weights info prints it"))
+	}
+	return d, nil
 }
 
 func require(cmd *cobra.Command, flags ...string) *cobra.Command {
@@ -138,7 +148,7 @@ func (r *asking) launch() *cobra.Command {
 				return usage(fmt.Errorf("--output: %w", err))
 			}
 			for _, o := range objects {
-				id, err := dsse.ParseDigest(o)
+				id, err := wholeObject(o)
 				if err != nil {
 					return err
 				}

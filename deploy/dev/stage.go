@@ -283,11 +283,11 @@ type result struct {
 	code     int
 }
 
-// reason is the first line of what a refused program said.
+// reason is the first line of what a refused program said, without its name.
 func (r result) reason() string {
 	for line := range strings.Lines(r.err) {
-		if strings.HasPrefix(line, "keyturn") || strings.HasPrefix(line, "age") {
-			return strings.TrimSpace(line)
+		if program, why, _ := strings.Cut(strings.TrimSpace(line), ": "); strings.HasPrefix(program, "keyturn") || program == "age" {
+			return why
 		}
 	}
 	return strings.TrimSpace(r.err)
