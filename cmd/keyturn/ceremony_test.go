@@ -1089,3 +1089,49 @@ func TestAttackMembershipKeySwapped(t *testing.T) {
 		t.Error("the ceremony came to an end")
 	}
 }
+
+// The notary that comes into office has other keys than those that the ceremony
+// made for its name. The log says so, and the ceremony has no way to its end.
+func TestAttackNotaryKeySwapped(t *testing.T) {
+	d := newDesk(t)
+	h := &hall{t: t, dir: t.TempDir()}
+	serials := h.tokens("n5")
+	text, err := os.ReadFile("../../deploy/ceremony/notaries.yaml")
+	h.must(err)
+	h.script = h.write("script.yaml", strings.NewReplacer("FILL-IN-31", `"`+serials["n5"]+`"`, "sha256:"+strings.Repeat("0", 63)+"1", d.ID.String()).Replace(string(text)))
+	for _, name := range []string{"maria", "wendy"} {
+		uri := "file:" + h.path(name+".pem")
+		_, err := file.Generate(uri, hsm.KindP256)
+		h.must(err)
+		h.args = append(h.args, "--key", name+"="+uri)
+	}
+	// All notaries of the first term have their shares, and that is not what counts.
+	copyLog(t, filepath.Join(d.Dir, "log"), h.path("log"))
+	if o := h.stuck(); !strings.Contains(o.err, "notaries change by this script, and the log has those of its charter still") || h.records() != 13 {
+		t.Fatalf("before the change: %d signatures: %s", h.records(), tail(o.err))
+	}
+
+	n5 := d.Newcomer("n5") // the same name, and keys of its own
+	d.writeJSON("n5.json", n5.Doc)
+	d.StartNotary(n5)
+	id := strings.TrimSpace(d.does("alice", "", "request", "notaries", "--purpose", "n5 for n4", "--add", d.path("n5.json"), "--remove", "n4"))
+	d.approve(id, "bob", "carol", "dave")
+	d.does("alice", "", "warrant", "get", id, "--out", d.path("warrant.json"))
+	d.Wait("the new notaries in office", func(s *authority.State) bool { return len(s.Terms) == 2 })
+	h.must(os.RemoveAll(h.path("log")))
+	copyLog(t, filepath.Join(d.Dir, "log"), h.path("log"))
+
+	var made signoff.Notary
+	h.must(readJSON(h.path("ceremony", "notaries", "n5.json"), &made))
+	reason := fmt.Sprintf("step n5-sign made key %s, and the log does not have it as notaries n5 signing", made.ID())
+	if o := h.stuck(); o.code == 0 || !strings.Contains(o.err, reason) || h.records() != 13 {
+		t.Errorf("exit %d after %d signatures, want %q: %s", o.code, h.records(), reason, tail(o.err))
+	}
+	// With exactly those keys it would have passed.
+	d.State(func(_ *authority.Authority, s *authority.State) {
+		r := roster(s)
+		if n := len(r.Councils); n != 2 || !r.Councils[1].Has(n5.Doc) || r.Councils[1].Has(d.Notaries[3].Doc) {
+			t.Errorf("the roster has %d councils", n)
+		}
+	})
+}

@@ -228,7 +228,8 @@ func (s *Script) Compares(step *Step) bool {
 		}
 	}
 	if s.Purpose == Membership {
-		return step.Do == VerifyLog && write >= 0 && at > write
+		reads := step.Do == VerifyLog || step.Do == VerifyKeygen && !s.Change.Notaries.empty()
+		return reads && write >= 0 && at > write
 	}
 	return (step.Do == VerifyLog || step.Do == VerifyKeygen) && last >= 0 && at > last
 }

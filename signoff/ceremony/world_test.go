@@ -164,7 +164,11 @@ func (r *room) finds(step *ceremony.Step) []ceremony.Finding {
 	case ceremony.DrillShare:
 		return []ceremony.Finding{of("object", step.Weights), of("epoch", 1), of("index", 1), of("key", program)}
 	case ceremony.VerifyKeygen:
-		return []ceremony.Finding{of("charter", charter), of("entries", 9), of("root", program), of("group", program), of("transcript", program)}
+		list := []ceremony.Finding{of("charter", charter), of("entries", 9), of("root", program), of("group", program), of("transcript", program)}
+		if r.chain.Script.Held(step) {
+			list = append(list, of("change", r.change()))
+		}
+		return list
 	case ceremony.VerifyLog:
 		list := []ceremony.Finding{of("charter", charter), of("entries", 9), of("root", program), of("state", program)}
 		if r.chain.Script.Held(step) {
