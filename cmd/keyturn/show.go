@@ -134,7 +134,11 @@ func listText(w writer, views []requestView) {
 	}
 	rows := [][]string{{"REQUEST", "ACTION", "ASKED BY", "STATE", "WAITS FOR"}}
 	for _, v := range views {
-		rows = append(rows, []string{v.Request.Short(), v.Action, v.Requester, v.State, strings.Join(v.Missing, "; ")})
+		waits := strings.Join(v.Missing, "; ")
+		if v.State == "satisfied" {
+			waits = "a quorum of notaries to sign the warrant"
+		}
+		rows = append(rows, []string{v.Request.Short(), v.Action, v.Requester, v.State, waits})
 	}
 	ui.Table(w, rows)
 }
