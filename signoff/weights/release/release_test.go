@@ -130,6 +130,22 @@ func TestUnlockPassesOverBadShare(t *testing.T) {
 	u.Wipe()
 }
 
+// One share under two names, as a former notary and the one in its place could
+// release it, counts once and does not keep a good one out.
+func TestAttackShareTwice(t *testing.T) {
+	w := releasetest.New(t)
+	r, err := w.Bundle(w.Seal("model", model()), w.Recipient.PublicKey()).Verify(w.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.RepeatFirst()
+	u, err := r.Unlock(t.Context(), w.Recipient)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Wipe()
+}
+
 func parse(t *testing.T, line string) *signoff.Signed {
 	t.Helper()
 	s, err := signoff.ReadLine([]byte(line))

@@ -36,15 +36,19 @@ func (r *Release) Unlock(ctx context.Context, key hsm.Decrypter) (*lockbox.Unloc
 
 func openSide(ctx context.Context, id *lockbox.Identity, sharing lockbox.Sharing, sealed []sealedShare) (good []*lockbox.Share, err error) {
 	var bad []error
+	seen := map[uint16]bool{} // an index counts once, as notaries of two terms may have the same
 	for _, s := range sealed {
 		if len(good) == sharing.Threshold() {
 			break
+		}
+		if seen[s.where.Index] {
+			continue
 		}
 		share, err := lockbox.OpenRelease(ctx, id, s.where, sharing, s.sealed)
 		var fault *lockbox.ShareError
 		switch {
 		case err == nil:
-			good = append(good, share)
+			good, seen[s.where.Index] = append(good, share), true
 		case errors.As(err, &fault):
 			bad = append(bad, err)
 		default: // the token's own trouble blames no share
