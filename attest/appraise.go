@@ -61,7 +61,7 @@ type Verdict struct {
 	Rebooted   bool           `json:"rebooted"` // since the previous evidence
 	Emulated   bool           `json:"emulated"` // the TPM is software or nobody known made it
 
-	Fresh *ecdh.PublicKey `json:"-"` // the key made for this use, nil for none
+	Fresh *ecdh.PublicKey `json:"-"` // the key made for this use; nil for none, and once a judgement refused
 }
 
 // Passed reports whether the verdict is a pass.
@@ -95,6 +95,7 @@ func Appraise(ev *Evidence, logs Logs, node *Node, sets []*ReferenceSet, exp Exp
 		return v
 	}
 	if len(sets) > maxSets {
+		v.Fresh = nil
 		return v.fail(refuse("retire reference sets", "%d reference sets are more than %d", len(sets), maxSets))
 	}
 	return v.Judge(ev, logs, NewReferences(sets, exp.Now), exp)
@@ -130,6 +131,7 @@ func (v Verdict) Judge(ev *Evidence, logs Logs, refs *References, exp Expectatio
 	}
 	v.Status, v.Reason, v.Remedy = StatusPass, "", ""
 	if no := v.judge(ev, logs, refs, exp); no != nil {
+		v.Fresh = nil
 		return v.fail(no)
 	}
 	return v

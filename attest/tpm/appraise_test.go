@@ -99,6 +99,8 @@ func TestAppraiseFreshKey(t *testing.T) {
 		t.Fatalf("verdict %+v", v)
 	}
 
+	wantRefusal(t, attest.Appraise(ev, b.logs(), b.node, nil, exp), "no current reference set")
+	wantRefusal(t, attest.Appraise(ev, b.logs(), b.node, make([]*attest.ReferenceSet, 65), exp), "more than 64")
 	wantRefusal(t, attest.Appraise(b.evidence(t, exp, nil), b.logs(), b.node, sets, exp), "no key made for this use")
 	stripped := *ev
 	stripped.Fresh = nil
