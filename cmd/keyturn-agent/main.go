@@ -35,7 +35,8 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	p := &program{Printer: ui.New()}
-	root := &cobra.Command{Use: "keyturn-agent", Short: "the agent of a node", SilenceUsage: true, SilenceErrors: true}
+	root := &cobra.Command{Use: "keyturn-agent", Short: "the agent of a node", SilenceUsage: true, SilenceErrors: true,
+		PersistentPreRunE: func(*cobra.Command, []string) error { return secret.Harden() }}
 	root.PersistentFlags().StringVar(&p.config, "config", "/etc/keyturn/agent.yaml", "configuration file")
 	root.AddCommand(p.runCmd(), p.enrolmentCmd())
 	os.Exit(p.Report("keyturn-agent", root.ExecuteContext(ctx)))
@@ -45,7 +46,7 @@ func (p *program) runCmd() *cobra.Command {
 	return &cobra.Command{Use: "run", Short: "be this node's agent until told to end", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			// Keys of weights are computed here.
-			if err := errors.Join(secret.Harden(), secret.LockProcess()); err != nil {
+			if err := secret.LockProcess(); err != nil {
 				return err
 			}
 			cfg, group, err := p.load()

@@ -44,7 +44,8 @@ func main() {
 	defer stop()
 	p, o := ui.New(), &options{}
 	root := &cobra.Command{Use: "keyturnd", Short: "the daemon of a coordinator", Args: cobra.NoArgs, SilenceUsage: true, SilenceErrors: true,
-		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context()) }}
+		PersistentPreRunE: func(*cobra.Command, []string) error { return secret.Harden() },
+		RunE:              func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context()) }}
 	f := root.PersistentFlags()
 	f.StringVar(&o.config, "config", "/etc/keyturn/keyturnd.yaml", "configuration file")
 	f.Var(&o.pinFD, "pin-fd", "read the token's PIN from this file descriptor")
@@ -72,9 +73,6 @@ func (s *server) close() {
 }
 
 func (o *options) run(ctx context.Context) error {
-	if err := secret.Harden(); err != nil {
-		return err
-	}
 	var conf config.Coordinator
 	if err := config.Load(o.config, &conf); err != nil {
 		return err
