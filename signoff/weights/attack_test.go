@@ -252,6 +252,33 @@ func TestAttackHeaderSwap(t *testing.T) {
 	}
 }
 
+// TestAttackSecondRecipient: whoever had a file's key, its sealer or the recipient of
+// an export, writes it into the header for a key of their own, and has a way in that
+// no log knows. Nobody needs a key to see it.
+func TestAttackSecondRecipient(t *testing.T) {
+	b := newBox()
+	sealed, s := sealTo(t, model(t, map[string][]byte{"a": random(5000)}), b)
+	f, err := directory(t, sealed, s).open(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	key := must(b.keyFor(0, f.stanza))
+	a := filepath.Join(sealed, filesName, "a.age")
+	good := must(os.ReadFile(a))
+	for name, stanza := range map[string]stream.Stanza{
+		"another type":     {Type: "X25519", Args: []string{"c2hhcmU"}, Body: random(32)},
+		"as grease":        {Type: "keyturn-grease", Args: []string{"0"}, Body: random(32)},
+		"grease's details": {Type: "keyturn-grease", Args: []string{"0", "c2hhcmU"}},
+	} {
+		header := must(stream.MarshalHeader(key, []stream.Stanza{f.stanza, stanza}, stream.HeaderSize))
+		openRefused(t, sealed, s, a, append(header, good[stream.HeaderSize:]...), b.keyFor, name)
+		if err := directory(t, sealed, s).Check(t.Context()); err == nil || !strings.Contains(err.Error(), "somebody else could open") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func openRefused(t *testing.T, sealed string, s *Sealed, path string, bad []byte, keyFor KeyFunc, what string) {
 	t.Helper()
 	if err := os.WriteFile(path, bad, 0o600); err != nil {

@@ -109,12 +109,15 @@ func (s *sealedFile) readHeader() error {
 }
 
 // stanza finds the one stanza that names the lockbox and checks that it is for
-// file i of this object.
+// file i of this object. Beside it only what fills the header may stand.
 func (d *Directory) stanza(i int, h *stream.Header) (stream.Stanza, error) {
 	var found []stream.Stanza
 	for _, s := range h.Stanzas {
-		if s.Type == StanzaType {
+		switch {
+		case s.Type == StanzaType:
 			found = append(found, s)
+		case !s.Fills():
+			return stream.Stanza{}, fmt.Errorf("header has a stanza of type %.40q: somebody else could open the file without a sign-off", s.Type)
 		}
 	}
 	if len(found) != 1 {

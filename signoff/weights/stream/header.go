@@ -99,6 +99,12 @@ func padding(n int) (Stanza, error) {
 	}, nil
 }
 
+// Fills reports whether the stanza is one that [MarshalHeader] fills a header up
+// with: it wraps nothing for anybody.
+func (s Stanza) Fills() bool {
+	return s.Type == padType && len(s.Args) == 1 && strings.Trim(s.Args[0], "0") == "" && len(bytes.Trim(s.Body, "\x00")) == 0
+}
+
 func (s Stanza) marshal(b *bytes.Buffer) error {
 	for _, a := range append([]string{s.Type}, s.Args...) {
 		if !printable(a) {
