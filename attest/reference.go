@@ -60,7 +60,8 @@ func (r *ReferenceSet) Marshal() ([]byte, error) {
 // Validate refuses a set that says nothing, and one that accepts a PCR of the
 // firmware that was never extended: that is what a machine without measured boot
 // shows. In PCR 8 to 15 zeros say that nothing was added to what was booted. PCR 16
-// and 23 are refused: any program can give them any value.
+// and 23 are refused: any program can give them any value; so are 8 to 15 alone, as
+// they say what a system measured and not which one was started.
 func (r *ReferenceSet) Validate() error {
 	err := r.sound()
 	if err == nil && r.IMA != nil {
@@ -108,6 +109,9 @@ func (r *ReferenceSet) sound() error {
 		if (pcr < 8 || pcr > 15) && slices.Contains(values, Digest{}) {
 			return fmt.Errorf("PCR %d may be all zeros: nothing would have been measured", pcr)
 		}
+	}
+	if pcrs := slices.Sorted(maps.Keys(r.PCRs)); pcrs[0] >= 8 && pcrs[len(pcrs)-1] <= 15 {
+		return fmt.Errorf("it names PCR %v alone, which any system that was started can extend with these values; name PCR 4 or another of 0 to 7 as well", pcrs)
 	}
 	return nil
 }

@@ -57,3 +57,30 @@ func TestAttackResettablePCR(t *testing.T) {
 	set.PCRs[16] = []attest.Digest{digest}
 	wantError(t, set.Validate(), "whoever runs on the machine")
 }
+
+// TestAttackPCRsOfTheSystemAlone: another system than the approved one measures
+// nothing into PCR 11, and then extends it as the approved one would have been.
+func TestAttackPCRsOfTheSystemAlone(t *testing.T) {
+	b := newBench(t)
+	approved := Measured{PCR: 11, Type: EventIPL, Data: []byte("section .linux of the approved image")}
+	digest := sha256.Sum256(approved.Data)
+	set := &attest.ReferenceSet{
+		Name: "test", Version: 1, NotBefore: now.Unix() - 1, NotAfter: now.Unix() + 1,
+		PCRs: map[int][]attest.Digest{11: {sha256.Sum256(append(make([]byte, 32), digest[:]...))}, 12: {{}}},
+	}
+	if err := Extend(t.Context(), b.device, 11, digest); err != nil {
+		t.Fatal(err)
+	}
+	b.log = appendEvent(b.log, approved, digest)
+	exp := expectation()
+	ev, err := b.identity.Evidence(t.Context(), attest.Binding{
+		Domain: exp.Domain, Nonce: exp.Nonce, AgentNonce: agentNonce, EventLog: sha256.Sum256(b.log),
+	}, append(slices.Clone(defaultPCRs), 11, 12), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantRefusal(t, attest.Appraise(ev, b.logs(), b.node, []*attest.ReferenceSet{set}, exp), "no current reference set")
+	wantError(t, set.Validate(), "name PCR 4")
+	set.PCRs[4] = []attest.Digest{{1}}
+	wantRefusal(t, attest.Appraise(ev, b.logs(), b.node, []*attest.ReferenceSet{set}, exp), "PCR 4 is")
+}
