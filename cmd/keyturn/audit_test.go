@@ -71,7 +71,7 @@ func (d *desk) copyLog(name string) string {
 	d.t.Helper()
 	from, to := filepath.Join(d.Dir, "log"), d.path("logs", name)
 	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		err := d.copyOnce(from, to)
+		err := copyOnce(from, to)
 		r := d.audit("verify", to)
 		if err == nil && r.code == 0 && !strings.Contains(r.out, "NOT FINAL") {
 			return to
@@ -86,7 +86,7 @@ func (d *desk) copyLog(name string) string {
 }
 
 // copyOnce copies the checkpoint first, since what it covers does not go away.
-func (d *desk) copyOnce(from, to string) error {
+func copyOnce(from, to string) error {
 	note, err := os.ReadFile(filepath.Join(from, "checkpoint"))
 	if err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/keyturn/keyturn/cmd/internal/ui"
 	"github.com/keyturn/keyturn/hsm"
@@ -304,18 +305,25 @@ func layLab(dir string) error {
 	return nil
 }
 
-// copyLog copies a log that goes on, as operators do: the checkpoint first.
+// copyLog copies a log that goes on, as often as it takes to get one that opens:
+// an entry may come between the copies of the tiles over it and of its bundle.
 func copyLog(t *testing.T, from, to string) {
 	t.Helper()
-	checkpoint, err := os.ReadFile(filepath.Join(from, "checkpoint"))
-	if err == nil {
-		err = os.CopyFS(to, os.DirFS(from))
-	}
-	if err == nil {
-		err = os.WriteFile(filepath.Join(to, "checkpoint"), checkpoint, 0o644)
-	}
-	if err != nil {
-		t.Fatal(err)
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		err := copyOnce(from, to)
+		if err == nil {
+			var a *log.Archive
+			if a, err = log.OpenReadOnly(to); err == nil {
+				a.Close()
+				return
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("copy the log: %v", err)
+		}
+		if err := os.RemoveAll(to); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
