@@ -1102,19 +1102,9 @@ func TestAttackMembershipKeySwapped(t *testing.T) {
 // made for its name. The log says so, and the ceremony has no way to its end.
 func TestAttackNotaryKeySwapped(t *testing.T) {
 	d := newDesk(t)
-	h := &hall{t: t, dir: t.TempDir()}
-	serials := h.tokens("n5")
-	text, err := os.ReadFile("../../deploy/ceremony/notaries.yaml")
-	h.must(err)
-	h.script = h.write("script.yaml", strings.NewReplacer("FILL-IN-31", `"`+serials["n5"]+`"`, "sha256:"+strings.Repeat("0", 63)+"1", d.ID.String()).Replace(string(text)))
-	for _, name := range []string{"maria", "wendy"} {
-		uri := "file:" + h.path(name+".pem")
-		_, err := file.Generate(uri, hsm.KindP256)
-		h.must(err)
-		h.args = append(h.args, "--key", name+"="+uri)
-	}
+	h := newNotaryHall(t, d)
 	// All notaries of the first term have their shares, and that is not what counts.
-	copyLog(t, filepath.Join(d.Dir, "log"), h.path("log"))
+	h.copies(d)
 	if o := h.stuck(); !strings.Contains(o.err, "notaries change by this script, and the log has those of its charter still") || h.records() != 13 {
 		t.Fatalf("before the change: %d signatures: %s", h.records(), tail(o.err))
 	}
@@ -1126,8 +1116,7 @@ func TestAttackNotaryKeySwapped(t *testing.T) {
 	d.approve(id, "bob", "carol", "dave")
 	d.does("alice", "", "warrant", "get", id, "--out", d.path("warrant.json"))
 	d.Wait("the new notaries in office", func(s *authority.State) bool { return len(s.Terms) == 2 })
-	h.must(os.RemoveAll(h.path("log")))
-	copyLog(t, filepath.Join(d.Dir, "log"), h.path("log"))
+	h.copies(d)
 
 	var made signoff.Notary
 	h.must(readJSON(h.path("ceremony", "notaries", "n5.json"), &made))
