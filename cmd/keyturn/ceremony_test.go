@@ -975,7 +975,7 @@ func TestCeremonyInTheLog(t *testing.T) {
 		t.Errorf("registered twice: exit %d: %s", o.code, o.err)
 	}
 
-	h.must(os.CopyFS(h.path("copy"), os.DirFS(filepath.Join(d.Dir, "log"))))
+	copyLog(t, filepath.Join(d.Dir, "log"), h.path("copy"))
 	if o := keyturn(t, "audit", "find", h.path("copy"), "--charter", d.ID.String(), "--kind", "ceremony"); o.code != 0 || !strings.Contains(o.out, "dave") {
 		t.Errorf("audit find: exit %d: %s%s", o.code, o.out, o.err)
 	}
