@@ -12,7 +12,6 @@ PACKAGES := gcc libc6-dev libssl-dev xfsprogs strace softhsm2 libtpm2-pkcs11-1 s
 VM_PACKAGES := qemu-system-x86 ovmf systemd-boot-efi sbsigntool binutils busybox-static mtools fdisk e2fsprogs
 VM_KERNEL := build/vm/kernel
 OPENCRYPTOKI := build/opencryptoki
-DEBIAN := http://deb.debian.org/debian
 
 # install installs what is missing of the Debian packages given, with their recommendations or without.
 sudo = as=$$([ $$(id -u) = 0 ] || echo sudo)
@@ -71,16 +70,18 @@ $(VM_KERNEL):
 	echo "downloading from Debian: $$package" && cd build/vm/download && apt-get download -qq -o APT::Sandbox::User=root "$$package" && dpkg-deb -x *.deb kernel && mv kernel ../
 
 # Debian 13's opencryptoki and the libraries it needs, unpacked here and not installed: with lists of its own, apt gets
-# and verifies them on any Debian. The soft token of Debian 12's has neither EC nor AES-GCM.
+# and verifies them on any Debian, from where this machine gets its own. The soft token of Debian 12's has neither EC nor AES-GCM.
 $(OPENCRYPTOKI):
-	@rm -rf build/apt && mkdir -p build/apt/{lists,archives}/partial build/apt/preferences.d && cd build/apt && touch status && \
-	echo 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg target=Packages] $(DEBIAN) trixie main' >sources.list && \
+	@mirror() { apt-get indextargets --format '$$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | head -1; } && \
+	debian=$$(mirror) && { [ -n "$$debian" ] || { $(sudo) && $$as apt-get update -qq && debian=$$(mirror); }; } && \
+	rm -rf build/apt && mkdir -p build/apt/{lists,archives}/partial build/apt/preferences.d && cd build/apt && touch status && \
+	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg target=Packages] $$debian trixie main" >sources.list && \
 	echo "downloading from Debian 13: opencryptoki" && \
 	apt="apt-get -qq -o Dir::Etc=$$PWD -o Dir::State=$$PWD -o Dir::State::status=$$PWD/status -o Dir::Cache=$$PWD \
 	  -o APT::Default-Release=trixie -o APT::Sandbox::User=root -o Acquire::Retries=3 -o APT::Update::Error-Mode=any" && \
 	$$apt update && $$apt install -y --download-only --no-install-recommends opencryptoki >/dev/null && \
 	printf '%s\n' archives/*.deb | xargs -I{} dpkg-deb -x {} unpacked && mv unpacked $(CURDIR)/$@ && rm -rf $(CURDIR)/build/apt || \
-	{ echo "opencryptoki could not be had from $(DEBIAN) (suite trixie): see the lines above"; exit 1; }
+	{ echo "opencryptoki could not be had from the mirror of Debian that apt uses (suite trixie): see the lines above"; exit 1; }
 
 vet: ## gofmt and go vet
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "gofmt would change:"; echo "$$out"; exit 1; }
