@@ -27,7 +27,9 @@ func BenchmarkAppendToFinal(b *testing.B) {
 	ctx := context.Background()
 	lines := make([]*signoff.Signed, b.N)
 	for i := range lines {
-		lines[i] = c.Sign("bob", &signoff.Halt{Charter: c.ID, Person: c.People["bob"].Doc.ID(), Node: signoff.Digest{1}, Reason: "a test", Created: 1, Nonce: signofftest.Nonce()})
+		object, secrets := c.Object(fmt.Sprint("object ", i))
+		secrets.Wipe()
+		lines[i] = object
 	}
 	peer := barePeer(b)
 	var ours, bare time.Duration
