@@ -6,9 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -35,7 +33,7 @@ const carryVersion = "keyturn carry 1"
 const maxCarry = 1 << 30
 
 func readCarried(path string) (*stick, error) {
-	b, err := readCarriedFile(path)
+	b, err := readBounded(path, maxCarry)
 	if err != nil {
 		return nil, err
 	}
@@ -47,26 +45,6 @@ func readCarried(path string) (*stick, error) {
 		return nil, fmt.Errorf("%s: version %.40q, want %q", path, c.Version, carryVersion)
 	}
 	return &stick{c}, nil
-}
-
-// readCarriedFile reads a file of a medium that somebody else wrote. A link to a
-// device or a pipe in its place would have no end.
-func readCarriedFile(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() || info.Size() > maxCarry {
-		return nil, fmt.Errorf("%s is not a file of at most %d bytes", path, maxCarry)
-	}
-	b := make([]byte, info.Size())
-	_, err = io.ReadFull(f, b)
-	return b, err
 }
 
 // A stick is a carried file as a source to follow.

@@ -261,7 +261,7 @@ func charterText(w writer, c *signoff.Charter, id dsse.Digest) {
 // foundersIn reads a genesis file: who has accepted the charter in it. There is
 // none before the first founder.
 func foundersIn(path string, c *signoff.Charter, id dsse.Digest) (names []string, err error) {
-	b, err := os.ReadFile(path)
+	b, err := readBounded(path, maxCarry)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}

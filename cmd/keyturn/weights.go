@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -242,9 +243,10 @@ func (t *trustFlags) digest(a *app) (dsse.Digest, error) {
 	return a.id, nil
 }
 
-// readBounded reads a regular file of at most limit bytes.
+// readBounded reads a regular file of at most limit bytes. The medium may be
+// somebody else's: a pipe or a device in its place would have no end.
 func readBounded(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -254,7 +256,7 @@ func readBounded(path string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() || info.Size() > limit {
-		return nil, fmt.Errorf("%s is no file of at most %d bytes", path, limit)
+		return nil, fmt.Errorf("%s is not a file of at most %d bytes", path, limit)
 	}
 	return io.ReadAll(io.LimitReader(f, limit))
 }
